@@ -1,0 +1,62 @@
+"""The errors that a person can mend, and the one way in which every script ends on them.
+
+Every room may import this module; it imports none of them. A :class:`UserError` carries one line that says what is
+wrong, where (file, row), and what to do. :func:`run_script` prints that line without a traceback and exits with 2.
+Anything else that is raised is a defect of this toolkit and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do: one line, the only argument (so that it pickles between processes)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class OptionError(UserError):
+    """A flag, or a combination of flags, that cannot be honoured."""
+
+
+class DataError(UserError):
+    """A file, a row or a folder of a data set that is missing or broken."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, truncated, unsafe or of another model."""
+
+
+class TrainingError(UserError):
+    """A run that cannot go on, such as one whose loss is no longer a number."""
+
+
+def from_worker(error: UserError) -> UserError:
+    """Undo the wrapping of a data loader's worker, which puts its traceback into the message.
+
+    PyTorch raises ``type(error)("Caught DataError in DataLoader worker process 0. Original Traceback ...")``. The
+    original message is what follows the last ``DataError: `` of that text.
+    """
+    text = str(error)
+    if not text.startswith("Caught "):
+        return error
+    return type(error)(text.rsplit(f"{type(error).__name__}: ", 1)[-1])
+
+
+def run_script(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
+    """Run a script's ``main`` and exit: 0 when it returns, 2 with one line on a :class:`UserError`, 130 on Ctrl-C."""
+    script = Path(sys.argv[0]).name
+    try:
+        main(None)
+    except UserError as error:
+        print(f"{script}: error: {from_worker(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
