@@ -1,0 +1,79 @@
+"""Data sets of echoes, pictures and depth in metres: BatVision, NYU Depth V2, simulated rooms, bare pictures.
+
+``create_dataset`` makes one split, ``create_loader`` and ``create_loaders`` batch it. Samples and attributes are
+described at :class:`~dataloaders.base.DepthDataset`; what is done to a file, in :mod:`dataloaders.transforms`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dataloaders.base import MODALITIES, SPLITS, DepthDataset
+from dataloaders.batvision import BatVisionV1, BatVisionV2
+from dataloaders.images import Images
+from dataloaders.loaders import EpochBatchSampler, collate, create_loader, create_loaders
+from dataloaders.readers import read_image, read_wav
+from dataloaders.simulated import Simulated
+from dataloaders.transforms import AUDIO_FORMATS, Size, clean_depth, prepare_audio, prepare_rgb, valid_depth
+from errors import OptionError
+
+__all__ = [
+    "AUDIO_FORMATS",
+    "DATASETS",
+    "DEFAULT_DIRS",
+    "DEFAULT_MAX_DEPTHS",
+    "MODALITIES",
+    "SPLITS",
+    "DepthDataset",
+    "EpochBatchSampler",
+    "clean_depth",
+    "collate",
+    "create_dataset",
+    "create_loader",
+    "create_loaders",
+    "prepare_audio",
+    "prepare_rgb",
+    "read_image",
+    "read_wav",
+    "valid_depth",
+]
+
+DATASETS: dict[str, type[DepthDataset]] = {
+    data_set.name: data_set for data_set in (BatVisionV1, BatVisionV2, Simulated, Images)
+}
+DEFAULT_DIRS = {name: data_set.default_dir for name, data_set in DATASETS.items()}
+DEFAULT_MAX_DEPTHS = {name: data_set.default_max_depth for name, data_set in DATASETS.items()}
+
+
+def create_dataset(
+    name: str,
+    dataset_dir: str | Path | None = None,
+    split: str = "train",
+    image_size: Size = 256,
+    max_depth: float | None = None,
+    audio_format: str = "spectrogram",
+    **options: Any,
+) -> DepthDataset:
+    """Make one split of a data set.
+
+    Args:
+        name: a key of ``DATASETS``.
+        dataset_dir: its folder; None takes ``DEFAULT_DIRS[name]``.
+        split: ``train``, ``val`` or ``test``.
+        image_size: side of every tensor in pixels, or (height, width).
+        max_depth: metres; None takes ``DEFAULT_MAX_DEPTHS[name]``. BatVision's sound is cut by it.
+        audio_format: one of ``AUDIO_FORMATS``.
+        options: ``min_depth`` (1e-3 m: nearer is invalid), ``modalities`` (load only these; None loads all there are),
+            ``holdout_location`` (names with commas: train and val drop them, test keeps only them), ``label_fraction``
+            and ``label_seed`` (the share of training pairs that keep their depth), ``resample`` (convert other sample
+            rates to 44.1 kHz), ``augment`` (training only), ``seed`` (of the augmentation), ``native_depth`` (leave the
+            depth at its own size, for evaluation).
+
+    Raises:
+        OptionError: an unknown name, or an option that this data set cannot honour.
+        DataError: a folder, table or file is missing or broken.
+    """
+    if name not in DATASETS:
+        raise OptionError(f"unknown data set {name}; known: {', '.join(sorted(DATASETS))}")
+    return DATASETS[name](dataset_dir, split, image_size, max_depth, audio_format, **options)

@@ -1,0 +1,307 @@
+"""What every data set shares: rows, options, labels, hold-outs, errors that name file and row.
+
+A data set says where its rows are (``find_rows``) and how it reads one (``read_audio``, ``read_rgb``, ``read_depth``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataloaders import transforms
+from dataloaders.readers import Listing, read_image
+from dataloaders.transforms import Size, size_pair
+from errors import DataError, OptionError
+
+log = logging.getLogger("dataloaders")
+
+SPLITS = ("train", "val", "test")
+MODALITIES = ("audio", "rgb", "depth")
+
+# The scripts that a data set without pictures is still good for.
+SCRIPTS_WITHOUT_RGB = "train_binaural_attention.py, train_baseline.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One instance: its name, where the data set names it, and its files by modality ((): no such file is named)."""
+
+    id: str
+    source: str
+    number: int
+    location: str | None = None
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def has(self, modality: str) -> bool:
+        return bool(self.files.get(modality))
+
+
+class DepthDataset(Dataset):
+    """Pairs of echoes, pictures and depth maps.
+
+    ``dataset[i]`` and ``dataset[(epoch, i)]`` give a dict; plain ``i`` is epoch 0:
+
+    - ``audio`` [2, S, S] float32: time-frequency image of the left and the right ear.
+    - ``rgb`` [3, S, S] float32 in [0, 1].
+    - ``depth`` [1, S, S] float32 in metres, 0 = invalid (all 0 for a pair without a label); native size on request.
+    - ``id`` str, ``index`` int: the instance's name and its row.
+
+    A modality that the data set cannot supply, or that was not asked for, is absent. What is random in a sample comes
+    from (seed, epoch, i) alone, whichever process reads it.
+
+    Attributes:
+        ids: name of each row.
+        locations: where each row was recorded, or None.
+        labelled: [N] bool, whether the row has a depth label.
+        supplied: modalities that the data set can supply, loaded or not.
+        modalities: those that are loaded.
+        preprocessing: plain values with which evaluation and prediction repeat the preprocessing.
+
+    Raises:
+        OptionError: an option that this data set cannot honour.
+        DataError: a folder, table or file is missing or broken; the message names file and row.
+    """
+
+    name: ClassVar[str]
+    default_dir: ClassVar[str]
+    default_max_depth: ClassVar[float]
+    can_supply: ClassVar[tuple[str, ...]] = MODALITIES
+    beyond_max_depth: ClassVar[str] = "clip"
+    where_to_get_it: ClassVar[str]
+
+    def __init__(
+        self,
+        dataset_dir: str | Path | None = None,
+        split: str = "train",
+        image_size: Size = 256,
+        max_depth: float | None = None,
+        audio_format: str = "spectrogram",
+        *,
+        min_depth: float = 1e-3,
+        modalities: Collection[str] | None = None,
+        holdout_location: str | None = None,
+        label_fraction: float = 1.0,
+        label_seed: int = 0,
+        resample: bool | None = None,
+        augment: bool = False,
+        seed: int = 0,
+        native_depth: bool = False,
+    ) -> None:
+        self.dataset_dir = str(dataset_dir if dataset_dir is not None else self.default_dir)
+        self.split = split
+        self.image_size = image_size
+        self.max_depth = float(self.default_max_depth if max_depth is None else max_depth)
+        self.min_depth = float(min_depth)
+        self.augment = augment and split == "train"
+        self.seed = seed
+        self.native_depth = native_depth
+        self._check_options(audio_format, modalities, label_fraction, (seed, label_seed))
+        self.preprocessing: dict[str, Any] = {
+            "dataset": self.name,
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
+            "max_depth": self.max_depth,
+            "min_depth": self.min_depth,
+            "audio_format": audio_format if "audio" in self.can_supply else None,
+            "audio_samples": self.audio_samples() if "audio" in self.can_supply else None,
+            "sample_rate": transforms.SAMPLE_RATE if "audio" in self.can_supply else None,
+            "resample": bool(resample),
+        }
+
+        self._wanted = frozenset(MODALITIES if modalities is None else modalities)
+        self._listing = Listing()
+        self.prepare_folder()
+        if not Path(self.dataset_dir).is_dir():
+            raise DataError(f"{self.dataset_dir} is no folder; {self.where_to_get_it}")
+        self.rows = self._held_out(self.find_rows(), holdout_location)
+        if not self.rows:
+            raise DataError(f"{self.dataset_dir}: the {split} split is empty; {self.where_to_get_it}")
+        self.supplied = self._find_supplied()
+        self.modalities = self._choose_modalities(modalities)
+        self._check_files()
+        self.ids = [row.id for row in self.rows]
+        self.locations = [row.location for row in self.rows]
+        self.labelled = self._draw_labelled(label_fraction if split == "train" else 1.0, label_seed)
+
+    # ------------------------------------------------------------------------------------ what a data set fills in
+
+    def prepare_folder(self) -> None:
+        """Called first of all, for a data set that can make its own files."""
+
+    def find_rows(self) -> list[Row]:
+        """List the rows of ``self.split`` with the files of the modalities in ``self.can_supply``."""
+        raise NotImplementedError
+
+    def known_locations(self) -> list[str]:
+        """List every location that ``holdout_location`` may name; none means that the data set has no locations."""
+        return []
+
+    def audio_samples(self) -> int | None:
+        """Samples that the sound is cut or filled up to; None keeps it whole."""
+        return None
+
+    def read_audio(self, row: Row) -> Tensor:
+        """Sound of the two ears [2, N] at 44.1 kHz."""
+        raise NotImplementedError
+
+    def read_depth(self, row: Row) -> Tensor:
+        """Depth in metres [1, H, W] float32 as measured: holes may still be NaN, infinite, zero or negative."""
+        raise NotImplementedError
+
+    def read_rgb(self, row: Row) -> Any:
+        """Picture, as Pillow reads it."""
+        return read_image(row.files["rgb"][0])
+
+    def why_not(self, modality: str) -> str:
+        """Why this data set cannot supply a modality, and what to do."""
+        return f"--dataset {self.name} has no {modality}"
+
+    # ------------------------------------------------------------------------------------------------- what users call
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        index = range(len(self.rows))[index]  # negative indices, and IndexError past the end
+        row = self.rows[index]
+        sample: dict[str, Any] = {"id": row.id, "index": index}
+        try:
+            if "audio" in self.modalities:
+                sample["audio"] = transforms.prepare_audio(self.read_audio(row), self.preprocessing)  # [2, S, S]
+            if "rgb" in self.modalities:
+                sample["rgb"] = transforms.prepare_rgb(self.read_rgb(row), self.preprocessing)  # [3, S, S]
+            if "depth" in self.modalities:
+                sample["depth"] = self._depth(index)  # [1, S, S]
+        except DataError as error:
+            raise DataError(f"{error} ({self.row_name(index)})") from None
+        if self.augment:
+            sample = transforms.augment_sample(sample, np.random.default_rng((self.seed, epoch, index)))
+        return sample
+
+    def row_name(self, index: int) -> str:
+        """Where the row stands, for messages: file and row, the header being row 1."""
+        row = self.rows[index]
+        return f"{row.source}, row {row.number}"
+
+    def require_depth(self) -> None:
+        """Make sure that there is a depth to learn from. Reads maps in order until the first valid pixel, mostly one.
+
+        Raises:
+            DataError: no row has a label, or no label has one valid pixel.
+        """
+        for index in np.flatnonzero(self.labelled).tolist():
+            try:
+                if self._clean_depth(self.rows[index]).any():
+                    return
+            except DataError as error:
+                raise DataError(f"{error} ({self.row_name(index)})") from None
+        raise DataError(
+            f"{self.dataset_dir}: not one of the {len(self)} {self.split} pairs has a valid depth pixel "
+            f"({int(self.labelled.sum())} name a depth map); check the depth files and --label_fraction"
+        )
+
+    # ------------------------------------------------------------------------------------------------------ inner parts
+
+    def _depth(self, index: int) -> Tensor:
+        if not self.labelled[index]:
+            return torch.zeros(1, *size_pair(self.image_size))
+        depth = self._clean_depth(self.rows[index])
+        return depth if self.native_depth else transforms.resize_depth(depth, self.image_size)
+
+    def _clean_depth(self, row: Row) -> Tensor:
+        depth = self.read_depth(row)  # [1, H, W]
+        return transforms.clean_depth(depth, self.max_depth, self.min_depth, beyond=self.beyond_max_depth)
+
+    def _check_options(
+        self, audio_format: str, modalities: Collection[str] | None, label_fraction: float, seeds: Iterable[int]
+    ) -> None:
+        if self.split not in SPLITS:
+            raise OptionError(f"unknown split {self.split}; known: {', '.join(SPLITS)}")
+        if min(size_pair(self.image_size)) < 1:
+            raise OptionError(f"--image_size {self.image_size} is not positive")
+        if not 0 <= self.min_depth < self.max_depth < float("inf"):
+            raise OptionError(
+                f"--min_depth {self.min_depth:g} and --max_depth {self.max_depth:g} span no range of depth"
+            )
+        if audio_format not in transforms.AUDIO_FORMATS:
+            known = ", ".join(transforms.AUDIO_FORMATS)
+            raise OptionError(f"unknown --audio_format {audio_format}; known: {known}")
+        unknown = sorted(set(modalities or ()) - set(MODALITIES))
+        if unknown:
+            raise OptionError(f"unknown modalities {', '.join(unknown)}; known: {', '.join(MODALITIES)}")
+        if not 0 <= label_fraction <= 1:
+            raise OptionError(f"--label_fraction {label_fraction:g} is not between 0 and 1")
+        if min(seeds) < 0:
+            raise OptionError("a seed must not be negative")
+
+    def _held_out(self, rows: list[Row], holdout: str | None) -> list[Row]:
+        """Train and val drop the locations held out, test keeps only them."""
+        if not holdout:
+            return rows
+        known = self.known_locations()
+        if not known:
+            raise OptionError(f"--holdout_location: --dataset {self.name} names no locations; batvisionv2 does")
+        held = {name.strip() for name in holdout.split(",") if name.strip()}
+        if not held <= set(known):
+            unknown = ", ".join(sorted(held - set(known))) or "(none named)"
+            raise OptionError(f"--holdout_location: unknown {unknown}; {self.dataset_dir} has {', '.join(known)}")
+        return [row for row in rows if (row.location in held) == (self.split == "test")]
+
+    def _find_supplied(self) -> set[str]:
+        """A modality is supplied when a row names a file of it, and, for pictures, when one of those exists.
+
+        BatVision copies without the camera folders keep their camera columns; they are whole but for the pictures.
+        """
+        supplied = {name for name in self.can_supply if any(row.has(name) for row in self.rows)}
+        if "rgb" in supplied and "audio" in supplied:
+            pictures = (path for row in self.rows for path in row.files.get("rgb", ()))
+            if not any(path in self._listing for path in pictures):
+                supplied.discard("rgb")
+        return supplied
+
+    def _choose_modalities(self, wanted: Collection[str] | None) -> tuple[str, ...]:
+        if wanted is None:
+            for missing in sorted(set(self.can_supply) - self.supplied):
+                log.info("%s: no %s in the %s split; it is left out", self.dataset_dir, missing, self.split)
+            return tuple(name for name in MODALITIES if name in self.supplied)
+        for name in wanted:
+            # A split without one depth label still loads: every pair of it is unlabelled.
+            if name not in self.supplied and not (name == "depth" and name in self.can_supply):
+                raise DataError(f"{self.dataset_dir}: {self.why_not(name)}")
+        return tuple(name for name in MODALITIES if name in wanted)
+
+    def _check_files(self) -> None:
+        """Every file that a row names exists, and every row has its sound and its picture: known before training."""
+        for index, row in enumerate(self.rows):
+            for modality in self.modalities:
+                paths = row.files.get(modality, ())
+                if not paths and modality != "depth":
+                    raise DataError(
+                        f"{self.row_name(index)}: no {modality} file is named; fill the cell or drop the row"
+                    )
+                for path in paths:
+                    if path not in self._listing:
+                        raise DataError(f"{path} is missing ({self.row_name(index)}); copy the file or drop the row")
+
+    def _draw_labelled(self, fraction: float, seed: int) -> np.ndarray:
+        """[N] bool. The first round(F n) pairs of one permutation: a smaller share is part of a larger one."""
+        candidates = np.flatnonzero([row.has("depth") for row in self.rows])
+        count = round(fraction * len(candidates))
+        if fraction > 0 and len(candidates) > 0:
+            count = max(1, count)
+        labelled = np.zeros(len(self.rows), dtype=bool)
+        labelled[np.random.default_rng(seed).permutation(candidates)[:count]] = True
+        return labelled
+
+
+def depth_from_millimetres(values: np.ndarray) -> Tensor:
+    """[H, W] millimetres of any numeric type -> [1, H, W] float32 metres; NaN and infinity pass through."""
+    return torch.from_numpy(values.astype(np.float32))[None] / 1000

@@ -1,0 +1,45 @@
+"""A folder of pictures without depth, for teachers that label them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dataloaders.base import SPLITS, DepthDataset, Row
+from dataloaders.readers import natural_order, read_image
+from errors import DataError
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+
+
+class Images(DepthDataset):
+    """Every picture below ``<root>/<split>``, or below the root where it has no folder of a split's name.
+
+    A sample has ``rgb``, ``id`` (the path inside the folder) and ``index``. Pictures are turned upright as their EXIF
+    tags say. Without split folders each split is the whole folder: there is no label that could leak.
+    """
+
+    name = "images"
+    default_dir = "data/images"
+    default_max_depth = 10.0
+    can_supply = ("rgb",)
+    where_to_get_it = f"name a folder with pictures ({' '.join(sorted(SUFFIXES))})"
+
+    def find_rows(self) -> list[Row]:
+        root = Path(self.dataset_dir)
+        folder = root / self.split
+        if not folder.is_dir():
+            if any((root / split).is_dir() for split in SPLITS):
+                raise DataError(
+                    f"{folder} is missing, although {root} is divided into splits; make it, or use one folder"
+                )
+            folder = root
+        files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+        names = natural_order(path.relative_to(root).as_posix() for path in files)
+        return [
+            Row(name, str(folder), number, files={"rgb": (f"{self.dataset_dir}/{name}",)})
+            for number, name in enumerate(names, 1)
+        ]
+
+    def read_rgb(self, row: Row) -> Any:
+        return read_image(row.files["rgb"][0], upright=True)

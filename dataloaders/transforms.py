@@ -1,0 +1,228 @@
+"""From what is on disk to what a network takes: sound to spectrograms, depth to metres, pictures to tensors.
+
+Everything here is a pure function. ``prepare_audio`` and ``prepare_rgb`` take the ``preprocessing`` dict that a data
+set exposes and a checkpoint stores, so a prediction repeats to the letter what training did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from errors import DataError, OptionError
+
+SAMPLE_RATE = 44_100  # Hz, of every BatVision recording
+SPEED_OF_SOUND = 340.0  # m/s, as the official baseline rounds it
+AUDIO_FORMATS = ("spectrogram", "log_spectrogram", "mel")
+
+# The official baseline's short-time Fourier transform.
+N_FFT, WIN_LENGTH, HOP_LENGTH = 512, 64, 16
+# Samples that a centred transform with reflect padding needs at least.
+MIN_SAMPLES = N_FFT // 2 + 1
+
+# A genuine BatVision echo has magnitudes of 1e-3 and less where nothing sounds (its lower quartile), a median of 0.01
+# and a peak of 3 to 7. With the floor at 1e-3 the logarithm opens up faint late echoes, not the noise under them.
+LOG_FLOOR = 1e-3
+# A window of 64 samples resolves 44,100 / 64 = 689 Hz, so the 22 kHz band holds about 32 independent bands.
+N_MELS = 32
+
+Size = int | tuple[int, int]
+
+
+def size_pair(image_size: Size | list[int]) -> tuple[int, int]:
+    """Return (height, width) of an image size that is one number (a square) or two."""
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return int(height), int(width)
+
+
+# ---------------------------------------------------------------------------------------------------------------- depth
+
+
+def valid_depth(depth: Tensor, min_depth: float = 0.0) -> Tensor:
+    """The one rule of validity. Depth of any shape in metres -> bool mask of the same shape.
+
+    A hole is NaN, +inf, -inf, zero, negative, or nearer than ``min_depth``.
+    """
+    return torch.isfinite(depth) & (depth > 0) & (depth >= min_depth)
+
+
+def clean_depth(depth: Tensor, max_depth: float, min_depth: float = 0.0, *, beyond: str = "clip") -> Tensor:
+    """Set every hole to 0 and deal with what lies beyond ``max_depth``. Metres in, metres out, same shape.
+
+    ``beyond="clip"`` is BatVision's protocol: a far wall counts as ``max_depth``. ``beyond="drop"`` is NYU's, where
+    only ``min_depth < d < max_depth`` is valid (8-bit maps saturate at 10 m, so 10 m says "10 or more").
+    """
+    valid = valid_depth(depth, min_depth)
+    if beyond == "drop":
+        valid &= (depth < max_depth) & (depth > min_depth)
+    return torch.where(valid, depth, torch.zeros_like(depth)).clamp(max=max_depth)
+
+
+def resize_depth(depth: Tensor, image_size: Size) -> Tensor:
+    """[1, H, W] -> [1, S, S] by nearest-exact: every value was measured, none is blended with a hole."""
+    size = size_pair(image_size)
+    if tuple(depth.shape[-2:]) == size:
+        return depth
+    return torch.nn.functional.interpolate(depth[None], size=size, mode="nearest-exact")[0]  # [1, S, S]
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def prepare_rgb(image: Image.Image, preprocessing: Mapping[str, Any]) -> Tensor:
+    """A picture of any mode with 8 bits a channel -> [3, S, S] float32 in [0, 1].
+
+    Grey, palette, RGBA and CMYK turn into RGB (alpha is dropped). Resized bilinearly with antialiasing.
+
+    Raises:
+        DataError: 16-bit or float pictures, which Pillow would cut off at 255 rather than scale.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"a picture in mode {image.mode} (is it a depth map?) is not RGB; convert it to 8 bits a channel"
+        )
+    height, width = size_pair(preprocessing["image_size"])
+    image = image.convert("RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # [S, S, 3]
+    return pixels.permute(2, 0, 1).float().div_(255).contiguous()  # [3, S, S]
+
+
+# ---------------------------------------------------------------------------------------------------------------- audio
+
+
+def cut_samples(max_depth: float, sample_rate: int = SAMPLE_RATE) -> int:
+    """Samples until the echo of a surface at ``max_depth`` metres is back: int(2 d / 340 * rate), 7782 for 30 m.
+
+    Raises:
+        OptionError: so few samples are left that there is no spectrogram of them.
+    """
+    samples = int(2 * max_depth / SPEED_OF_SOUND * sample_rate)
+    if samples < MIN_SAMPLES:
+        raise OptionError(
+            f"--max_depth {max_depth:g} leaves {samples} audio samples; a spectrogram needs {MIN_SAMPLES}"
+        )
+    return samples
+
+
+def prepare_audio(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
+    """Sound of two ears [2, N] at 44.1 kHz -> network input [2, S, S] float32.
+
+    Where ``audio_samples`` is a number, the sound is first cut to it or filled up to it with silence; None keeps it.
+
+    Raises:
+        DataError: the sound holds NaN or infinity, or is too short for a spectrogram.
+    """
+    if not torch.isfinite(wave).all():
+        raise DataError("the sound holds NaN or infinity; record or export it again")
+    samples = preprocessing["audio_samples"]
+    if samples is not None:
+        wave = torch.nn.functional.pad(wave[:, :samples], (0, max(0, samples - wave.shape[1])))  # [2, samples]
+    if wave.shape[1] < MIN_SAMPLES:
+        raise DataError(f"the sound has {wave.shape[1]} samples; a spectrogram needs {MIN_SAMPLES} at least")
+    image = spectrogram(wave, preprocessing["audio_format"])  # [2, F, T]
+    return F.resize(image, list(size_pair(preprocessing["image_size"])), antialias=True)  # [2, S, S]
+
+
+def spectrogram(wave: Tensor, audio_format: str = "spectrogram") -> Tensor:
+    """Sound of each ear [2, N] -> time-frequency image [2, F, T], low frequencies first, T = 1 + N // 16.
+
+    ``spectrogram``: magnitudes of the official BatVision baseline (n_fft 512, Hann window of 64, hop 16, centred with
+    reflect padding, no decibels, no normalisation), F = 257.
+    ``log_spectrogram``: log(1 + m / 0.001) / log(1 + 1000): silence is 0, a magnitude of 1 is 1, one of 0.03 is half.
+    ``mel``: 32 triangular HTK bands of the power spectrogram, F = 32, compressed likewise with a floor of 1e-6.
+    """
+    window = torch.hann_window(WIN_LENGTH, periodic=True, dtype=wave.dtype)
+    transform = torch.stft(
+        wave, N_FFT, HOP_LENGTH, WIN_LENGTH, window, center=True, pad_mode="reflect", return_complex=True
+    )
+    magnitude = transform.abs()  # [2, 257, T]
+    if audio_format == "spectrogram":
+        return magnitude
+    if audio_format == "log_spectrogram":
+        return _log_compress(magnitude, LOG_FLOOR)
+    if audio_format == "mel":
+        return _log_compress(mel_filters().to(magnitude) @ magnitude.square(), LOG_FLOOR**2)  # [2, 32, T]
+    raise OptionError(f"unknown --audio_format {audio_format}; known: {', '.join(AUDIO_FORMATS)}")
+
+
+def _log_compress(value: Tensor, floor: float) -> Tensor:
+    return torch.log1p(value / floor) / math.log1p(1 / floor)
+
+
+@lru_cache(maxsize=1)
+def mel_filters() -> Tensor:
+    """[32, 257] triangles of height 1, spaced evenly from 0 Hz to 22,050 Hz on HTK's scale.
+
+    mel(f) = 2595 log10(1 + f / 700), from the HTK Book (Young et al., 2006), section 5.4.
+    """
+    top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
+    mels = torch.linspace(0, top, N_MELS + 2, dtype=torch.float64)
+    corners = 700 * (10 ** (mels / 2595) - 1)  # Hz, [34]
+    frequencies = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1, dtype=torch.float64)  # [257]
+    left, centre, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
+    rising = (frequencies - left) / (centre - left)  # [32, 257]
+    falling = (right - frequencies) / (right - centre)
+    return torch.minimum(rising, falling).clamp(min=0).float()
+
+
+def resample(wave: Tensor, rate: int, new_rate: int = SAMPLE_RATE) -> Tensor:
+    """Sound [C, N] at ``rate`` -> [C, round(N * new_rate / rate)], band-limited below both Nyquist frequencies.
+
+    Each output sample is a sum over its neighbours under a sinc with a Kaiser window (beta 8.6, 32 zero crossings to a
+    side, cut-off at 95 % of the lower Nyquist frequency): Smith, "Digital Audio Resampling", CCRMA.
+    """
+    if rate == new_rate:
+        return wave
+    places, weights = _sinc_taps(wave.shape[1], rate, new_rate)  # both [N', taps]
+    margin = places.shape[1]
+    padded = torch.nn.functional.pad(wave, (margin, margin)).double()
+    return torch.stack([(ear[places + margin] * weights).sum(1) for ear in padded]).to(wave.dtype)  # [C, N']
+
+
+@lru_cache(maxsize=2)
+def _sinc_taps(samples: int, rate: int, new_rate: int) -> tuple[Tensor, Tensor]:
+    crossings, beta = 32, 8.6
+    cutoff = 0.95 * min(1.0, new_rate / rate)  # of the input's Nyquist frequency
+    reach = math.ceil(crossings / cutoff)
+    moments = torch.arange(round(samples * new_rate / rate), dtype=torch.float64) * rate / new_rate  # in input samples
+    places = moments.floor().long()[:, None] + torch.arange(-reach + 1, reach + 1)  # [N', taps]
+    distance = moments[:, None] - places
+    window = torch.special.i0(beta * (1 - (distance / reach).square()).clamp(min=0).sqrt())
+    window = window / torch.special.i0(torch.tensor(beta, dtype=torch.float64))
+    return places, cutoff * torch.sinc(cutoff * distance) * window
+
+
+# --------------------------------------------------------------------------------------------------------- augmentation
+
+
+def augment_sample(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Mirror the scene with probability 1/2 and vary the picture's brightness, contrast and saturation by up to 20 %.
+
+    In a mirrored scene left is right: the picture and the depth map are flipped and the ears change places, together.
+    All draws are made whatever modalities are present, so a teacher and a student that load different ones see the
+    same view.
+    """
+    mirrored = rng.random() < 0.5
+    brightness, contrast, saturation = rng.uniform(0.8, 1.2, size=3).tolist()
+    sample = dict(sample)
+    if "rgb" in sample:
+        rgb = F.adjust_saturation(sample["rgb"], saturation)
+        rgb = F.adjust_contrast(rgb, contrast)
+        sample["rgb"] = F.adjust_brightness(rgb, brightness)
+    if mirrored:
+        for key, dim in (("rgb", -1), ("depth", -1), ("audio", 0)):
+            if key in sample:
+                sample[key] = sample[key].flip(dim)
+    return sample
