@@ -1,0 +1,21 @@
+"""The networks, one file each, and the one way to build them by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from errors import OptionError
+from models.base import DepthModel
+from models.rgb_depth_model import RGBDepthNet
+
+MODELS: dict[str, type[DepthModel]] = {model.name: model for model in (RGBDepthNet,)}
+
+
+def create_model(name: str, **config: Any) -> DepthModel:
+    """Build the model ``name`` with its own arguments; :class:`errors.OptionError` lists the known names."""
+    if name not in MODELS:
+        raise OptionError(f"there is no model {name!r}; known are {', '.join(sorted(MODELS))}")
+    return MODELS[name](**config)
+
+
+__all__ = ["MODELS", "DepthModel", "create_model"]

@@ -1,0 +1,54 @@
+"""What every depth network of this house states about itself."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from errors import OptionError
+
+
+class DepthModel(nn.Module):
+    """A network from what it takes to a dense map: ``forward(x, return_features=False) -> depth [B, 1, H, W]``.
+
+    With ``return_features=True`` it returns ``(depth, features)``; the features are a dict of tensors, keyed by level.
+    Scripts and checkpoints ask a model nothing but the following.
+
+    Attributes:
+        name: the key under which :func:`models.create_model` knows it.
+        inputs: the sample keys that it takes, in the order of ``forward``'s arguments: ``rgb``, ``audio`` or both.
+        output: ``metres``, or ``disparity`` where large means near and neither scale nor shift is known.
+        size_multiple: the side of its input must be a multiple of it, and at least twice as long.
+        imagenet_normalize: whether ``rgb`` in [0, 1] must be normalised with ImageNet's mean and deviation first.
+        config: the arguments that build it again, plain values only.
+    """
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]]
+    output: ClassVar[str] = "metres"
+    size_multiple: ClassVar[int] = 1
+    imagenet_normalize: ClassVar[bool] = False
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raise :class:`errors.OptionError` that names the nearest sizes, if ``image_size`` [pixels] does not fit."""
+        multiple, smallest = self.size_multiple, 2 * self.size_multiple
+        if image_size >= smallest and image_size % multiple == 0:
+            return
+        below = max(smallest, image_size // multiple * multiple)
+        above = max(smallest, -(-image_size // multiple) * multiple)
+        nearest = f"{below}" if below == above else f"{below} or {above}"
+        raise OptionError(
+            f"--image_size {image_size}: {self.name} takes multiples of {multiple} from {smallest} on; use {nearest}"
+        )
+
+    def count_parameters(self) -> int:
+        """Return the number of trainable parameters."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+Features = dict[str, Tensor]

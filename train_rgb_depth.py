@@ -1,0 +1,55 @@
+"""Train the RGB teacher: metric depth from a picture, the first stage of teaching an ear what an eye sees."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from dataloaders import create_dataset, create_loaders
+from errors import run_script
+from models import create_model
+from training import options
+from training.engine import create_fabric, seed_weights
+from training.session import run_training
+from training.tasks import RGBDepthTask
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    parser = options.create_parser(__doc__)
+    options.add_data_options(parser)
+    model = parser.add_argument_group("model and loss")
+    model.add_argument(
+        "--base_channels", type=options.positive_int, default=64, help="64: 19.6 M parameters; 32: 4.9 M"
+    )
+    model.add_argument(
+        "--bilinear",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="upsampling; else transposed convolutions",
+    )
+    model.add_argument("--lambda_l1", type=options.non_negative_float, default=1.0, help="weight of L1 in metres")
+    model.add_argument("--lambda_smooth", type=options.non_negative_float, default=0.1, help="of edge-aware smoothness")
+    options.add_optimization_options(parser, learning_rate=1e-4)
+    options.add_experiment_options(parser, wandb_project="batvision-rgb-depth")
+    options.add_run_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, build, fit."""
+    args = options.parse_training_options(create_parser(), "rgb_depth", argv)
+    fabric = create_fabric(args)
+    data = options.dataset_options(args)
+    datasets = {split: create_dataset(split=split, modalities=RGBDepthTask.needs, **data) for split in ("train", "val")}
+    loaders = create_loaders(datasets, **options.loader_options(args, fabric))
+    seed_weights(args.seed)
+    model = create_model(
+        "rgb_depth", base_channels=args.base_channels, bilinear=args.bilinear, max_depth=datasets["train"].max_depth
+    )
+    task = RGBDepthTask(model, lambda_l1=args.lambda_l1, lambda_smooth=args.lambda_smooth)
+    run_training(args, fabric, task, loaders["train"], loaders["val"])
+
+
+if __name__ == "__main__":
+    run_script(main)

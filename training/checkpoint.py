@@ -1,0 +1,129 @@
+"""Checkpoint files: written whole or not at all, and read without running code.
+
+A checkpoint is a dict of tensors and plain Python values:
+
+====================== =================================================================================
+``format``             the version of this layout
+``model``              ``{"name", "config"}`` for ``models.create_model``
+``model_state_dict``   the student's weights, under their own names
+``preprocessing``      how its samples were made: data set, sizes, audio format, cut, max_depth
+``args``               the flags of the run
+``epoch``, ``step``    how far it was; epochs count from 1
+``best``               ``{"rmse", "epoch"}`` of the best validation so far
+``versions``           of Python, torch and this toolkit
+``threads``            of torch, and ``processes`` of the run: bfloat16 repeats bit for bit at equal numbers only
+``training``           what resuming needs besides: the task's own weights, optimiser, scheduler and precision state;
+                       absent from ``best_model.pth``
+====================== =================================================================================
+
+Random states are not kept: they follow from the seed, the epoch and the sample (``training.engine.seed_epoch``).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errors import CheckpointError, UserError
+from models import DepthModel, create_model
+
+FORMAT = 1
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write ``state`` to a temporary file, flush it to the disk, and rename it to ``path``.
+
+    At every moment ``path`` is absent, or a complete checkpoint.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; what stood at ``path`` before still stands there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: could not be written ({error}); earlier checkpoints are untouched") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, with ``weights_only=True``: a pickle that would run code is refused.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, unsafe or not one of this toolkit's checkpoints.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, since it is damaged or holds more than tensors and plain values; "
+            "convert it to a dict of tensors first"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint (truncated or damaged)") from error
+    missing = {"format", "model", "model_state_dict", "preprocessing", "epoch"} - set(
+        state if isinstance(state, dict) else ()
+    )
+    if missing:
+        raise CheckpointError(f"{path}: not a checkpoint of this toolkit; it has no {', '.join(sorted(missing))}")
+    if state["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {state['format']}, this version reads up to {FORMAT}; update the toolkit"
+        )
+    return state
+
+
+def restore_model(checkpoint: dict[str, Any], path: Path) -> DepthModel:
+    """Build the model that a checkpoint names, with its weights, in eval mode.
+
+    Raises:
+        CheckpointError: the model is unknown, or the weights are not its own.
+    """
+    try:
+        model = create_model(checkpoint["model"]["name"], **checkpoint["model"]["config"])
+    except (UserError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    load_weights(model, checkpoint, path)
+    return model.eval()
+
+
+def load_weights(model: DepthModel, checkpoint: dict[str, Any], path: Path) -> None:
+    """Load a checkpoint's weights into ``model``, strictly.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model, or of the same at another size.
+    """
+    saved = checkpoint["model"]
+    if saved["name"] != model.name:
+        raise CheckpointError(f"{path}: holds a {saved['name']} model, not {model.name}; use its own script")
+    differing = [
+        f"{key}={saved['config'].get(key)} (asked for: {value})"
+        for key, value in model.config.items()
+        if saved["config"].get(key) != value
+    ]
+    if differing:
+        raise CheckpointError(f"{path}: was trained with {', '.join(differing)}; give the same flags")
+    try:
+        model.load_state_dict(checkpoint["model_state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit {model.name}: {error}") from error

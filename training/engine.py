@@ -1,0 +1,61 @@
+"""Devices, precision and processes, through Lightning Fabric; and the random state of a run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+import torch
+from lightning_fabric import Fabric
+
+FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def create_fabric(args: argparse.Namespace) -> Fabric:
+    """Start the processes that the flags (or torchrun, or SLURM) ask for, and return this one's Fabric.
+
+    ``--gpu_ids 0,1`` starts one process per GPU. Under torchrun the number of devices is torchrun's: Fabric on its own
+    would make every process a rank 0, and all would write the same files.
+    """
+    use_cuda = torch.cuda.is_available()
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    devices: list[int] | int = local_world_size or (args.gpu_ids or [0] if use_cuda else 1)
+    processes = (devices if isinstance(devices, int) else len(devices)) * getattr(args, "num_nodes", 1)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script says itself what it runs on
+    fabric = Fabric(
+        accelerator="cuda" if use_cuda else "cpu",
+        devices=devices,
+        num_nodes=getattr(args, "num_nodes", 1),
+        strategy="ddp" if processes > 1 else "auto",
+        precision=FABRIC_PRECISION[resolve_precision(args.precision)],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    if getattr(args, "deterministic", False):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not getattr(args, "deterministic", False)
+    return fabric
+
+
+def resolve_precision(precision: str) -> str:
+    """Turn ``auto`` into bf16 where the hardware multiplies it natively, else into 32."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32"
+
+
+def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
+    """Set the random state of one epoch (0: the weights) of one process.
+
+    It belongs to the epoch, not to the process, so that a resumed run draws what the unbroken one would have drawn.
+    """
+    torch.manual_seed(((seed * 1_000_003 + epoch) * 1_009 + rank) % 2**63)
+
+
+def seed_weights(seed: int) -> None:
+    """Set the random state under which a script draws its models' weights: the same in every process."""
+    seed_epoch(seed, 0)

@@ -1,0 +1,161 @@
+"""An experiment's folders, and how a run begins in them: anew, resumed, or from another's weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import CheckpointError, OptionError
+from training.checkpoint import load_checkpoint
+from training.options import plain_arguments
+
+# What a run writes, folder by folder: nothing else is ever moved or removed.
+WRITTEN = {
+    "checkpoints": ("checkpoint_*.pth", "last.pth", "best_model.pth", "args.json"),
+    "results": ("epoch_*.png", "metrics.csv", "curves.png"),
+    "logs": ("console.log", "steps.csv"),
+}
+
+
+@dataclass
+class Start:
+    """How a run begins.
+
+    Attributes:
+        checkpoint: what it begins from, or None.
+        path: where that was read.
+        weights_only: whether it takes the weights alone and starts at epoch 0.
+    """
+
+    checkpoint: dict[str, Any] | None = None
+    path: Path | None = None
+    weights_only: bool = False
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that is done."""
+        return 0 if self.checkpoint is None or self.weights_only else self.checkpoint["epoch"]
+
+
+class Experiment:
+    """``checkpoints/<name>``, ``results/<name>`` and ``logs/<name>`` under one output folder."""
+
+    def __init__(self, output_dir: Path, name: str) -> None:
+        self.output_dir = output_dir
+        self.name = name
+        self.checkpoints = output_dir / "checkpoints" / name
+        self.results = output_dir / "results" / name
+        self.logs = output_dir / "logs" / name
+
+    def find_start(self, args: argparse.Namespace) -> Start:
+        """Read what the run begins from; writes nothing.
+
+        Raises:
+            OptionError: the folder holds an experiment, and no flag says what to do with it.
+            CheckpointError: the checkpoint to begin from is missing or broken, or holds no training state.
+        """
+        if args.resume:
+            return self._resume(self.checkpoints / "last.pth")
+        if args.checkpoints:
+            return self._resume(self._checkpoint_path(args.checkpoints))
+        if args.init_from:
+            path = self._weights_path(args.init_from)
+            return Start(load_checkpoint(path), path, weights_only=True)
+        if not args.overwrite and self.written():
+            raise OptionError(
+                f"{self.checkpoints} holds an experiment: --resume or --checkpoints EPOCH goes on with it, --init_from "
+                "NAME starts anew from weights (the old files are set aside), --overwrite replaces it; "
+                "or choose another --experiment_name"
+            )
+        return Start()
+
+    def _checkpoint_path(self, epoch_or_file: str) -> Path:
+        if epoch_or_file.isdecimal():
+            return self.checkpoints / f"checkpoint_{int(epoch_or_file):04d}.pth"
+        path = Path(epoch_or_file)
+        if self.written() and path.resolve().parent != self.checkpoints.resolve():
+            raise OptionError(
+                f"--checkpoints {path} is not of the experiment in {self.checkpoints}; choose another --experiment_name"
+            )
+        return path
+
+    def _weights_path(self, name_or_file: str) -> Path:
+        if Path(name_or_file).is_file():
+            return Path(name_or_file)
+        folder = self.output_dir / "checkpoints" / name_or_file
+        for path in (folder / "best_model.pth", folder / "last.pth"):
+            if path.is_file():
+                return path
+        raise CheckpointError(f"--init_from {name_or_file}: neither a file nor an experiment with weights in {folder}")
+
+    def _resume(self, path: Path) -> Start:
+        if not path.is_file():
+            saved = ", ".join(p.name for p in sorted(self.checkpoints.glob("*.pth"))) or "no checkpoint"
+            raise CheckpointError(f"{path}: there is no such checkpoint to resume; {self.checkpoints} holds {saved}")
+        checkpoint = load_checkpoint(path)
+        if "training" not in checkpoint:
+            raise CheckpointError(f"{path}: holds weights but no training state to resume; use --init_from {path}")
+        return Start(checkpoint, path)
+
+    def begin(self, args: argparse.Namespace, start: Start) -> list[str]:
+        """Make the folders ready and write ``args.json``; return what was set aside, as lines for the log.
+
+        Called when all else is known to be in order, so that a mistake in a flag or a data set overwrites nothing.
+        """
+        notes = []
+        if args.overwrite:
+            for path in self.written():
+                path.unlink()
+        elif start.epoch == 0:
+            notes += self._set_aside(self.written())
+        else:
+            notes += self._rewind(start)
+        for folder in (self.checkpoints, self.results, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.checkpoints / "args.json").write_text(json.dumps(plain_arguments(args), indent=2) + "\n")
+        return notes
+
+    def written(self) -> list[Path]:
+        """Return the files that a run of this name has left."""
+        folders = {"checkpoints": self.checkpoints, "results": self.results, "logs": self.logs}
+        return [path for key, folder in folders.items() for pattern in WRITTEN[key] for path in folder.glob(pattern)]
+
+    def _rewind(self, start: Start) -> list[str]:
+        """Set aside what is later than the epoch to resume, and bring back the best model of that time."""
+        assert start.checkpoint is not None
+        best = self.checkpoints / "best_model.pth"
+        later = [
+            path
+            for pattern, folder in (("checkpoint_*.pth", self.checkpoints), ("epoch_*.png", self.results))
+            for path in folder.glob(pattern)
+            if _epoch_of(path) > start.epoch
+        ]
+        if best.is_file() and load_checkpoint(best)["epoch"] > start.epoch:
+            later.append(best)
+        notes = self._set_aside(later)
+        at_best = self.checkpoints / f"checkpoint_{start.checkpoint['best']['epoch']:04d}.pth"
+        if not best.is_file() and at_best.is_file():
+            shutil.copyfile(at_best, best)
+        return notes
+
+    def _set_aside(self, paths: list[Path]) -> list[str]:
+        """Move files into a new ``superseded_<n>`` folder beside them."""
+        if not paths:
+            return []
+        number = 1
+        while any((path.parent / f"superseded_{number}").exists() for path in paths):
+            number += 1
+        for path in paths:
+            folder = path.parent / f"superseded_{number}"
+            folder.mkdir(exist_ok=True)
+            path.rename(folder / path.name)
+        return [f"{len(paths)} earlier files were set aside in superseded_{number}/ folders"]
+
+
+def _epoch_of(path: Path) -> int:
+    digits = "".join(character for character in path.stem.split("_")[1] if character.isdecimal())
+    return int(digits or 0)

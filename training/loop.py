@@ -1,0 +1,295 @@
+"""The one loop. It knows no model, no data set and no flag: a task turns batches into losses, and it does the rest."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from errors import TrainingError, UserError, from_worker
+from training.engine import seed_epoch
+from training.metrics import MetricTable
+from training.run_log import Row, RunLog
+from training.task import Batch, model_inputs
+
+READ_EVERY = 20  # steps between two looks at the device: reading a loss waits for all that the device has queued
+
+
+@dataclass
+class Progress:
+    """How far a run is. ``best`` is the lowest validation RMSE in metres so far, reached in ``best_epoch``."""
+
+    epoch: int = 0
+    step: int = 0
+    best: float = float("inf")
+    best_epoch: int = 0
+
+
+@dataclass
+class Plan:
+    """How long a run is, and who is told when an epoch ends.
+
+    Attributes:
+        epochs: the length that schedules and curricula refer to.
+        stop_after: the last epoch of this session.
+        seed: of the random state of each epoch.
+        limit_train, limit_val: batches per epoch, or None for all.
+        on_epoch_end: called with the progress and whether it is the best so far; it saves and draws.
+    """
+
+    epochs: int
+    stop_after: int
+    seed: int
+    limit_train: int | None = None
+    limit_val: int | None = None
+    on_epoch_end: Callable[[Progress, bool], None] = field(default=lambda progress, is_best: None)
+
+
+def fit(
+    fabric: Fabric,
+    task: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    *,
+    student: nn.Module,
+    progress: Progress,
+    plan: Plan,
+    log: RunLog,
+) -> None:
+    """Train from ``progress`` on to the end of the plan, validating after each epoch.
+
+    Args:
+        fabric: device, precision and processes.
+        task: a :class:`training.task.Task`, set up by ``fabric``.
+        optimizer: set up by ``fabric``.
+        scheduler: steps once per batch.
+        train_loader: its batch sampler has ``start_epoch``.
+        val_loader: yields every validation sample once, over all processes together.
+        student: the network that is validated.
+        progress: moved on in place.
+        plan: lengths and callbacks.
+        log: is told every step and every epoch.
+
+    Raises:
+        TrainingError: the loss, or a gradient, is not a number; nothing of that step reached the weights.
+    """
+    steps = steps_per_epoch(train_loader, plan.limit_train)
+    while progress.epoch < plan.stop_after:
+        epoch = progress.epoch + 1
+        seed_epoch(plan.seed, epoch, fabric.global_rank)
+        train_loader.batch_sampler.start_epoch(epoch)  # type: ignore[union-attr]
+        learning_rate = scheduler.get_last_lr()[0]
+        parts = train_epoch(
+            fabric,
+            task,
+            optimizer,
+            scheduler,
+            train_loader,
+            epoch=epoch,
+            steps=steps,
+            total=steps * plan.epochs,
+            log=log,
+        )
+        table = evaluate(fabric, student, val_loader, plan.limit_val, title=f"epoch {epoch} validation")
+        metrics = epoch_metrics(table)
+
+        progress.epoch, progress.step = epoch, epoch * steps
+        is_best = metrics["val_rmse"] < progress.best  # NaN is never less
+        if is_best:
+            progress.best, progress.best_epoch = metrics["val_rmse"], epoch
+        log.epoch({"epoch": epoch, "lr": learning_rate, **parts, **metrics}, progress.step)
+        plan.on_epoch_end(progress, is_best)
+
+
+def train_epoch(
+    fabric: Fabric,
+    task: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    loader: DataLoader,
+    *,
+    epoch: int,
+    steps: int,
+    total: int,
+    log: RunLog,
+) -> Row:
+    """Train for one epoch of ``steps`` batches, of ``total`` in the run; return the mean of each part of the loss."""
+    task.train()
+    guard = NotANumberGuard(fabric, optimizer)
+    window: list[Row] = []
+    sums: dict[str, Tensor] = {}
+    blank = torch.zeros((), device=fabric.device)  # images without one valid depth pixel
+    with Batches(fabric, loader, steps, f"epoch {epoch}") as batches:
+        for step, batch in enumerate(batches, start=(epoch - 1) * steps):
+            losses = task(batch, step / total)
+            fabric.backward(losses["loss"])
+            guard.watch(step, losses["loss"], batch["id"])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            parts = {key: value.detach() for key, value in losses.items() if value.ndim == 0}
+            sums = {key: sums.get(key, 0) + value for key, value in parts.items()}
+            blank += (~(batch["depth"] > 0).flatten(1).any(dim=1)).sum() if "depth" in batch else 0
+            window.append({"step": step + 1, "epoch": epoch, "lr": scheduler.get_last_lr()[0], **parts})
+            scheduler.step()
+            if len(window) == READ_EVERY or (step + 1) % steps == 0:
+                guard.raise_if_tripped()
+                rows = read_rows(window)
+                log.steps(rows)
+                batches.show(loss=f"{rows[-1]['loss']:.4f}", lr=f"{rows[-1]['lr']:.2g}")
+                window = []
+    holes = int(reduce(fabric, blank, "sum"))
+    if holes and not getattr(task, "uses_unlabelled", False):
+        log.warn(f"epoch {epoch}: {holes} training images have no valid depth pixel and taught nothing")
+    return {f"train_{key}": float(reduce(fabric, value / steps, "mean")) for key, value in sums.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    fabric: Fabric,
+    model: nn.Module,
+    loader: DataLoader,
+    limit: int | None = None,
+    *,
+    table: MetricTable | None = None,
+    title: str = "evaluation",
+) -> MetricTable:
+    """Predict every sample of ``loader`` and return the table of its metrics, gathered from all processes.
+
+    Args:
+        fabric: device, precision and processes.
+        model: takes what its ``inputs`` name; gives depth in metres.
+        loader: yields every sample once, over all processes together.
+        limit: batches, or None for all.
+        table: the masks to score under; by default both protocols.
+        title: of the progress bar.
+    """
+    was_training = model.training
+    model.eval()
+    table = MetricTable() if table is None else table
+    with Batches(fabric, loader, steps_per_epoch(loader, limit), title) as batches:
+        for batch in batches:
+            table.add(batch["index"], predict(fabric, model, batch), batch["depth"])
+    model.train(was_training)
+    return table.gather()
+
+
+def predict(fabric: Fabric, model: nn.Module, batch: Batch) -> Tensor:
+    """Return ``model``'s depth [B, 1, H, W] in metres for a batch, at the ground truth's size if there is one."""
+    with torch.no_grad(), fabric.autocast():
+        depth = model(*model_inputs(model, batch)).float()  # [B, 1, h, w]
+    size = batch["depth"].shape[-2:] if "depth" in batch else depth.shape[-2:]
+    if depth.shape[-2:] == size:
+        return depth
+    return nn.functional.interpolate(depth, size, mode="bilinear", align_corners=False)  # [B, 1, H, W]
+
+
+def epoch_metrics(table: MetricTable) -> Row:
+    """Return a table's means as flat columns: ``val_rmse``, ..., ``val_gt_0.5_rmse``, ..."""
+    columns: Row = {}
+    for key, value in table.means().items():
+        nested = value if isinstance(value, dict) else {"": value}
+        columns |= {"_".join(filter(None, ("val", key, name))): number for name, number in nested.items()}
+    return columns
+
+
+class NotANumberGuard:
+    """Stops a run whose loss is not a number before that reaches the weights, without waiting for the device.
+
+    A flag on the device gates the update: fused optimisers skip the step where ``found_inf`` is set. It is read back
+    every few steps only. With ``--precision 16`` the gradient scaler gates the update by the same means, and gradients
+    that overflow are its daily work: there the loss alone is looked at.
+    """
+
+    def __init__(self, fabric: Fabric, optimizer: Optimizer) -> None:
+        self._inner: Any = getattr(optimizer, "optimizer", optimizer)
+        self._scaled = getattr(fabric._precision, "scaler", None) is not None
+        self._tripped = torch.zeros((), device=fabric.device)
+        self._first = torch.full((), -1.0, device=fabric.device)  # the step that tripped it
+        self._recent: deque[tuple[int, list[str]]] = deque(maxlen=READ_EVERY)
+
+    def watch(self, step: int, loss: Tensor, ids: Any) -> None:
+        """Look at a loss and its gradients, between backward and the optimiser's step."""
+        bad = ~torch.isfinite(loss.detach())
+        if not self._scaled:
+            groups = self._inner.param_groups
+            gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            bad = bad | ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        self._first = torch.where(bad & (self._first < 0), float(step), self._first)
+        self._tripped = torch.maximum(self._tripped, bad.float())
+        if not self._scaled:
+            self._inner.grad_scale = None
+            self._inner.found_inf = self._tripped
+        self._recent.append((step, list(ids)))
+
+    def raise_if_tripped(self) -> None:
+        """Raise :class:`errors.TrainingError` with the ids of the batch that was first not a number."""
+        if not self._tripped:
+            return
+        first = int(self._first)
+        ids = next((ids for step, ids in self._recent if step == first), ["?"])
+        raise TrainingError(
+            f"the loss or its gradient is not a number at step {first + 1}, in the batch of {', '.join(ids)}; "
+            "the weights and checkpoints are those from before. Look at these samples, or lower --learning_rate"
+        )
+
+
+def steps_per_epoch(loader: DataLoader, limit: int | None) -> int:
+    """Return the number of batches of an epoch under a limit."""
+    return min(len(loader), limit) if limit else len(loader)
+
+
+def reduce(fabric: Fabric, value: Tensor, by: str) -> Tensor:
+    """Sum or average a scalar over the processes."""
+    reduced = fabric.all_reduce(value, reduce_op=by)
+    assert isinstance(reduced, Tensor)
+    return reduced
+
+
+class Batches:
+    """The first ``steps`` batches of a loader, on the device, under a progress bar that is quiet where nobody looks.
+
+    An error that a loader's worker met comes out as it was raised there.
+    """
+
+    def __init__(self, fabric: Fabric, loader: DataLoader, steps: int, title: str) -> None:
+        self._fabric, self._loader, self._steps = fabric, loader, steps
+        hidden = not fabric.is_global_zero or not sys.stderr.isatty()
+        self._bar = tqdm(total=steps, desc=title, unit="batch", disable=hidden, leave=False, dynamic_ncols=True)
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for _, batch in zip(range(self._steps), self._loader, strict=False):
+                yield self._fabric.to_device(batch)
+                self._bar.update()
+        except UserError as error:
+            raise from_worker(error) from None
+
+    def show(self, **values: str) -> None:
+        """Show values beside the bar."""
+        self._bar.set_postfix(values, refresh=False)
+
+
+def read_rows(window: list[Row]) -> list[Row]:
+    """Read the tensors of step rows back from the device, all at once."""
+    keys = [key for key, value in window[0].items() if isinstance(value, Tensor)]
+    values = torch.stack([torch.stack([row[key].float() for key in keys]) for row in window]).tolist()
+    return [{**row, **dict(zip(keys, cells, strict=True))} for row, cells in zip(window, values, strict=True)]

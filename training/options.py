@@ -1,0 +1,233 @@
+"""Every flag that the training scripts share: its name, its default, and whether it can be honoured.
+
+A flag is a promise: each one is used, or refused before anything is read or written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataloaders import AUDIO_FORMATS, DATASETS
+from errors import OptionError
+
+PRECISIONS = ("auto", "32", "bf16", "16")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, but not those that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """Parse a whole number from 0 on."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """Parse a finite number from 0 on."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Parse a number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1]")
+    return value
+
+
+def gpu_list(text: str) -> list[int]:
+    """Parse ``0,1,3`` into different device numbers."""
+    ids = [non_negative_int(part) for part in text.split(",")]
+    if len(set(ids)) != len(ids):
+        raise argparse.ArgumentTypeError(f"{text} names a GPU twice")
+    return ids
+
+
+def create_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the house: no abbreviated flags, defaults in the help."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=110),
+        allow_abbrev=False,
+    )
+
+
+def add_data_options(parser: argparse.ArgumentParser, *, dataset: str = "batvisionv2", hears: bool = False) -> None:
+    """Add what decides which samples a script trains on; ``hears``: also how echoes become spectrograms."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=sorted(DATASETS), default=dataset, help="simulated needs no download")
+    group.add_argument("--dataset_dir", type=Path, help="its folder (default: data/BatvisionV2 and the like)")
+    group.add_argument("--image_size", type=positive_int, default=256, help="side of input and depth map [pixels]")
+    group.add_argument(
+        "--max_depth", type=positive_float, help="cap [m] (default: 12 for V1 and simulated, 30 for V2, 10 for nyu)"
+    )
+    group.add_argument("--min_depth", type=positive_float, default=1e-3, help="nearer depth is invalid [m]")
+    group.add_argument("--num_workers", type=non_negative_int, default=4, help="loader processes")
+    group.add_argument("--holdout_location", metavar="NAME[,NAME]", help="keep these locations for the test split")
+    group.add_argument("--label_fraction", type=fraction, default=1.0, help="share of training pairs with depth")
+    group.add_argument("--label_seed", type=non_negative_int, default=0, help="draws the labelled pairs")
+    group.add_argument("--augment", action="store_true", help="mirror image, depth and ears together; jitter RGB")
+    if hears:
+        add_audio_options(group)
+
+
+def add_audio_options(group: argparse._ArgumentGroup) -> None:
+    """Add how echoes become spectrograms."""
+    group.add_argument("--audio_format", choices=AUDIO_FORMATS, default="spectrogram", help="what the network hears")
+    group.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
+
+
+def add_optimization_options(
+    parser: argparse.ArgumentParser, *, batch_size: int = 64, learning_rate: float = 1e-3
+) -> None:
+    """Add the optimiser's flags."""
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="over all processes together")
+    group.add_argument("--learning_rate", type=positive_float, default=learning_rate, help="at the start")
+    group.add_argument("--nb_epochs", type=positive_int, default=200, help="number of epochs")
+    group.add_argument("--optimizer", choices=("Adam", "AdamW", "SGD"), default="AdamW", help="SGD: momentum 0.9")
+    group.add_argument("--weight_decay", type=non_negative_float, default=0.01, help="of the weights")
+    group.add_argument(
+        "--scheduler",
+        choices=("none", "cosine", "step"),
+        default="cosine",
+        help="cosine: to 0 over all steps; step: to a tenth at 1/2 and at 3/4 of them",
+    )
+    group.add_argument("--limit_train_batches", type=positive_int, metavar="N", help="end an epoch after N batches")
+    group.add_argument("--limit_val_batches", type=positive_int, metavar="N", help="validate on N batches")
+    group.add_argument("--stop_after_epoch", type=positive_int, metavar="N", help="leave after epoch N, to be resumed")
+
+
+def add_experiment_options(parser: argparse.ArgumentParser, *, wandb_project: str) -> None:
+    """Add where a run is kept, how it goes on, and where it is logged."""
+    group = parser.add_argument_group("experiment")
+    group.add_argument("--experiment_name", help="(default: <stage>_<dataset>_BS<batch>_Lr<lr>)")
+    group.add_argument("--output_dir", type=Path, default=Path(), help="holds checkpoints/, results/ and logs/")
+    group.add_argument("--save_frequency", type=positive_int, default=2, help="epochs between checkpoints and pictures")
+    start = group.add_mutually_exclusive_group()
+    start.add_argument("--checkpoints", metavar="EPOCH|FILE", help="resume from that epoch's checkpoint")
+    start.add_argument("--resume", action="store_true", help="resume from last.pth")
+    start.add_argument("--init_from", metavar="NAME|FILE", help="take an experiment's weights and start at epoch 0")
+    start.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
+    group.add_argument("--use_wandb", action="store_true", help="log to Weights & Biases (WANDB_MODE=offline works)")
+    group.add_argument("--wandb_project", default=wandb_project, help="its project")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add where and how the network is computed."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--gpu_ids", type=gpu_list, metavar="0,1,...", help="one process per GPU (default: the first)")
+    group.add_argument("--num_nodes", type=positive_int, default=1, help="machines, each started by torchrun or SLURM")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the device's flags and what decides whether a run repeats itself."""
+    add_device_options(parser)
+    group = parser.add_argument_group("repeatability and speed")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="of the weights, the order and augmentation")
+    group.add_argument("--deterministic", action="store_true", help="refuse operations that do not repeat bit for bit")
+    group.add_argument("--compile", action="store_true", help="torch.compile the training step")
+
+
+def parse_training_options(parser: argparse.ArgumentParser, stage: str, argv: Sequence[str] | None) -> Any:
+    """Parse, check the flags together and fill in the experiment's name.
+
+    Raises:
+        OptionError: naming the flags that cannot be honoured.
+    """
+    args = parser.parse_args(argv)
+    check_device(args)
+    if args.max_depth is not None and args.max_depth <= args.min_depth:
+        raise OptionError(f"--max_depth {args.max_depth} must be above --min_depth {args.min_depth}")
+    if args.label_fraction < 1 and args.dataset == "images":
+        raise OptionError("--label_fraction: --dataset images has no depth labels to leave out")
+    if args.stop_after_epoch and args.stop_after_epoch > args.nb_epochs:
+        raise OptionError(f"--stop_after_epoch {args.stop_after_epoch} is beyond --nb_epochs {args.nb_epochs}")
+    if args.experiment_name is None:
+        args.experiment_name = f"{stage}_{args.dataset}_BS{args.batch_size}_Lr{args.learning_rate:g}"
+    if args.experiment_name in ("", ".", "..") or any(mark in args.experiment_name for mark in "/\\\0"):
+        raise OptionError(f"--experiment_name {args.experiment_name!r} must be the name of a folder, not a path")
+    args.stage = stage
+    return args
+
+
+def check_device(args: argparse.Namespace) -> None:
+    """Refuse GPUs that are not there, and half precision on a CPU.
+
+    Raises:
+        OptionError: naming the flag and what this machine has.
+    """
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    missing = [gpu for gpu in args.gpu_ids or [] if gpu >= present]
+    if missing:
+        raise OptionError(f"--gpu_ids {','.join(map(str, missing))}: this machine has {present} CUDA GPUs")
+    if args.precision == "16" and not present:
+        raise OptionError("--precision 16 needs a CUDA GPU; on a CPU use bf16, 32 or auto")
+
+
+def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of ``dataloaders.create_dataset`` that the flags set, but the split and the modalities."""
+    options = {
+        "name": args.dataset,
+        "dataset_dir": args.dataset_dir,
+        "image_size": args.image_size,
+        "max_depth": args.max_depth,
+        "min_depth": args.min_depth,
+        "holdout_location": args.holdout_location,
+        "label_fraction": args.label_fraction,
+        "label_seed": args.label_seed,
+        "augment": args.augment,
+        "seed": args.seed,
+    }
+    if hasattr(args, "audio_format"):
+        options |= {"audio_format": args.audio_format, "resample": args.resample}
+    return options
+
+
+def loader_options(args: argparse.Namespace, fabric: Any) -> dict[str, Any]:
+    """Return the arguments of ``dataloaders.create_loaders`` that the flags and the processes set."""
+    return {
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "num_workers": args.num_workers,
+        "rank": fabric.global_rank,
+        "world_size": fabric.world_size,
+    }
+
+
+def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags as plain values (paths as text), for args.json and for the checkpoint."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in sorted(vars(args).items())}

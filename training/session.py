@@ -1,0 +1,259 @@
+"""A training session, from parsed flags to the last curve. The scripts hand it their data, their task and their names.
+
+It knows no model, no data set and no loss: those are its arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from errors import CheckpointError, OptionError
+from training import loop
+from training.checkpoint import FORMAT, load_weights, save_checkpoint
+from training.engine import resolve_precision
+from training.experiment import Experiment, Start
+from training.loop import Plan, Progress
+from training.options import plain_arguments
+from training.run_log import RunLog
+from training.task import Batch, Task
+from training.visualization import Column, error_map, save_curves, save_grid
+
+# Flags that may differ between a run and its continuation without a change to its end.
+HARMLESS = frozenset(
+    {"checkpoints", "dataset_dir", "init_from", "num_workers", "output_dir", "overwrite", "resume", "save_frequency"}
+    | {"stop_after_epoch", "use_wandb", "wandb_project"}
+)
+PICTURED = 4  # validation samples in the picture of an epoch
+
+
+def depth_columns(batch: Batch, prediction: Tensor) -> list[Column]:
+    """Return the columns of an epoch's picture: what went in, the truth, the prediction and its error."""
+    inputs: list[Column] = [(key.upper(), key, list(batch[key])) for key in ("rgb",) if key in batch]
+    errors = [error_map(p, t) for p, t in zip(prediction, batch["depth"], strict=True)]
+    return [
+        *inputs,
+        ("ground truth", "depth", list(batch["depth"])),
+        ("prediction", "depth", list(prediction)),
+        ("absolute error", "error", errors),
+    ]
+
+
+def run_training(
+    args: argparse.Namespace,
+    fabric: Fabric,
+    task: Task,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    columns: Callable[[Batch, Tensor], list[Column]] = depth_columns,
+) -> None:
+    """Train ``task`` as the flags say: begin or resume the experiment, fit, save, draw.
+
+    Args:
+        args: the flags of ``training.options``.
+        fabric: from ``training.engine.create_fabric``.
+        task: with its student, on the CPU, its weights drawn under ``--seed``.
+        train_loader: of ``dataloaders.create_loader``, as is ``val_loader``.
+        val_loader: the validation samples.
+        columns: turns a batch and its prediction into the columns of an epoch's picture.
+
+    Raises:
+        UserError: before anything is written, when flags, data and checkpoint do not fit each other.
+    """
+    student: Any = task.student
+    student.check_image_size(args.image_size)
+    for loader in (train_loader, val_loader):
+        loader.dataset.require_depth()  # type: ignore[attr-defined]
+    experiment = Experiment(args.output_dir, args.experiment_name)
+    start = experiment.find_start(args)
+    if start.checkpoint is not None and start.path is not None:
+        load_weights(student, start.checkpoint, start.path)
+
+    task.to(memory_format=torch.channels_last)
+    optimizer = create_optimizer(task, args)
+    steps = loop.steps_per_epoch(train_loader, args.limit_train_batches)
+    scheduler = LambdaLR(optimizer, learning_rate_factor(args.scheduler, steps * args.nb_epochs))
+    if args.compile:
+        task.compile()
+    wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
+    progress = restore_training(start, fabric, task, optimizer, scheduler)
+    if progress.epoch >= args.nb_epochs:
+        raise OptionError(f"{start.path}: epoch {progress.epoch} is done already; give more --nb_epochs to go on")
+
+    notes = experiment.begin(args, start) if fabric.is_global_zero else []
+    fabric.barrier()
+    log = RunLog(
+        experiment.results,
+        experiment.logs,
+        epoch=progress.epoch,
+        step=progress.step,
+        enabled=fabric.is_global_zero,
+    )
+    if not (experiment.checkpoints / "best_model.pth").is_file():
+        progress.best, progress.best_epoch = math.inf, 0
+    if args.use_wandb:
+        log.start_wandb(args.wandb_project, args.experiment_name, args.output_dir, plain_arguments(args))
+    introduce(args, fabric, student, train_loader, val_loader, log, [*notes, *changes(args, fabric, start)])
+
+    def on_epoch_end(progress: Progress, is_best: bool) -> None:
+        if not fabric.is_global_zero:
+            return
+        state = checkpoint_state(args, fabric, task, optimizer, scheduler, train_loader, progress)
+        saves = progress.epoch % args.save_frequency == 0 or progress.epoch == args.nb_epochs
+        if is_best:  # before last.pth: a run that is killed between the two does this epoch again
+            save_checkpoint(
+                {k: v for k, v in state.items() if k != "training"}, experiment.checkpoints / "best_model.pth"
+            )
+        if saves:
+            save_checkpoint(state, experiment.checkpoints / f"checkpoint_{progress.epoch:04d}.pth")
+        save_checkpoint(state, experiment.checkpoints / "last.pth")
+        if saves:
+            path = experiment.results / f"epoch_{progress.epoch:04d}.png"
+            batch = pictured_batch(val_loader)
+            prediction = loop.predict(fabric, student.eval(), fabric.to_device(batch)).cpu()
+            save_grid(path, columns(batch, prediction), batch["id"], f"{args.experiment_name}, epoch {progress.epoch}")
+            log.picture("validation", path, progress.step)
+
+    plan = Plan(
+        epochs=args.nb_epochs,
+        stop_after=args.stop_after_epoch or args.nb_epochs,
+        seed=args.seed,
+        limit_train=args.limit_train_batches,
+        limit_val=args.limit_val_batches,
+        on_epoch_end=on_epoch_end,
+    )
+    loop.fit(
+        fabric, wrapped, wrapped_optimizer, scheduler, train_loader, val_loader,
+        student=student, progress=progress, plan=plan, log=log,
+    )  # fmt: skip
+    if fabric.is_global_zero:
+        save_curves(experiment.results / "curves.png", log.rows())
+        best = f"best epoch {progress.best_epoch}, validation RMSE {progress.best:.4f} m"
+        log.say(f"done: {best if progress.best_epoch else 'no epoch had a valid metric'}")
+        log.say(f"model: {experiment.checkpoints / 'best_model.pth'}; pictures and curves: {experiment.results}/")
+    log.close()
+
+
+def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:
+    """Build the optimiser of ``--optimizer``, fused: one kernel per step, and the one that a NaN can gate."""
+    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
+    if args.optimizer == "SGD":
+        return torch.optim.SGD(task.trainable(), momentum=0.9, **options)
+    return getattr(torch.optim, args.optimizer)(task.trainable(), **options)
+
+
+def learning_rate_factor(kind: str, total: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate as a function of the step, over ``total`` steps."""
+    if kind == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+    if kind == "step":
+        return lambda step: 0.1 ** sum(step >= share * total for share in (0.5, 0.75))
+    return lambda step: 1.0
+
+
+def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimizer, scheduler: LambdaLR) -> Progress:
+    """Load all but the student's weights from the checkpoint to resume, and return how far it was."""
+    if start.checkpoint is None or start.weights_only:
+        return Progress()
+    training, best = start.checkpoint["training"], start.checkpoint["best"]
+    try:
+        task.load_extra_state(training["task_state_dict"])
+        optimizer.load_state_dict(training["optimizer_state_dict"])
+        scheduler.load_state_dict(training["scheduler_state_dict"])
+        fabric._precision.load_state_dict(training["precision_state_dict"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{start.path}: its training state does not fit these flags ({error})") from error
+    return Progress(start.checkpoint["epoch"], start.checkpoint["step"], best["rmse"], best["epoch"])
+
+
+def checkpoint_state(
+    args: argparse.Namespace,
+    fabric: Fabric,
+    task: Task,
+    optimizer: Optimizer,
+    scheduler: LambdaLR,
+    train_loader: DataLoader,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return what a checkpoint holds (see ``training.checkpoint``)."""
+    student: Any = task.student
+    dataset: Any = train_loader.dataset
+    return {
+        "format": FORMAT,
+        "model": {"name": student.name, "config": student.config},
+        "model_state_dict": student.state_dict(),
+        "preprocessing": dataset.preprocessing,
+        "args": plain_arguments(args),
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "best": {"rmse": progress.best, "epoch": progress.best_epoch},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        **machine(args, fabric),
+        "training": {
+            "task_state_dict": task.extra_state(),
+            "optimizer_state_dict": optimizer.state_dict(),
+            "scheduler_state_dict": scheduler.state_dict(),
+            "precision_state_dict": fabric._precision.state_dict(),
+        },
+    }
+
+
+def machine(args: argparse.Namespace, fabric: Fabric) -> dict[str, Any]:
+    """Return what else decides the last bits of a result."""
+    return {
+        "threads": torch.get_num_threads(),
+        "processes": fabric.world_size,
+        "precision": resolve_precision(args.precision),
+    }
+
+
+def changes(args: argparse.Namespace, fabric: Fabric, start: Start) -> list[str]:
+    """Name what differs from the run that is resumed, since then the end cannot be the same to the bit."""
+    if start.checkpoint is None or start.weights_only:
+        return []
+    before = {**start.checkpoint["args"], **{key: start.checkpoint[key] for key in machine(args, fabric)}}
+    now = {**plain_arguments(args), **machine(args, fabric)}
+    differing = [
+        f"{key} {before.get(key)} -> {now[key]}"
+        for key in sorted(now)
+        if key not in HARMLESS and before.get(key) != now[key]
+    ]
+    return [f"warning: resumed with other settings: {', '.join(differing)}"] if differing else []
+
+
+def introduce(
+    args: argparse.Namespace,
+    fabric: Fabric,
+    student: Any,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    log: RunLog,
+    notes: list[str],
+) -> None:
+    """Say what is about to happen."""
+    train: Any = train_loader.dataset
+    where = f"{fabric.world_size} x {fabric.device.type}, precision {resolve_precision(args.precision)}"
+    pairs = (
+        f"{int(train.labelled.sum())} of {len(train)} training pairs have depth, {len(val_loader.dataset)} to validate"  # type: ignore[arg-type]
+    )
+    log.say(f"{args.experiment_name}: {student.name}, {student.count_parameters() / 1e6:.2f} M parameters, {where}")
+    log.say(f"data: {args.dataset}, {pairs}, {args.image_size}x{args.image_size}, up to {train.max_depth:g} m")
+    for note in notes:
+        log.say(note)
+
+
+def pictured_batch(loader: DataLoader) -> Batch:
+    """Collate a few validation samples, evenly spread over the split, the same ones every time."""
+    dataset: Any = loader.dataset
+    count = min(PICTURED, len(dataset))
+    return loader.collate_fn([dataset[i * len(dataset) // count] for i in range(count)])

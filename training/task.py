@@ -1,0 +1,82 @@
+"""What the loop knows of a training: a task that turns a batch into a dict of losses."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+
+Batch = dict[str, Any]  # tensors with B in front, and `id`, a list of names
+
+# ImageNet's channel statistics, for models that say `imagenet_normalize`.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Task(nn.Module):
+    """One way to train: the models that take part, and the loss between them.
+
+    ``forward(batch, progress)`` returns ``{"loss": scalar, "depth": [B, 1, H, W], part: scalar, ...}``. ``progress`` in
+    [0, 1] is the share of the training that is done; it drives curricula. Every part stands in the console, in the CSV
+    and in W&B under its key.
+
+    Attributes:
+        student: the network that is trained, saved and evaluated.
+        needs: the sample keys that ``forward`` reads.
+        uses_unlabelled: whether pairs without a depth label add to the loss; if not, an epoch leaves them out.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    uses_unlabelled: ClassVar[bool] = False
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def trainable(self) -> list[Parameter]:
+        """Return the parameters that the optimiser gets."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return all that trains beside the student (adapters, a teacher that trains along), for exact resuming."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("student.")}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`extra_state` returned; a key too many or too few raises RuntimeError."""
+        student = {f"student.{key}": value for key, value in self.student.state_dict().items()}
+        self.load_state_dict({**student, **state})
+
+
+def model_inputs(model: Any, batch: Batch) -> tuple[Tensor, ...]:
+    """Return what ``model`` takes from a batch, in the order of its ``inputs``, normalised as it says."""
+    return tuple(normalize_imagenet(batch[key]) if key == "rgb" and model.imagenet_normalize else batch[key]
+                 for key in model.inputs)  # fmt: skip
+
+
+def normalize_imagenet(rgb: Tensor) -> Tensor:
+    """Shift and scale RGB [B, 3, H, W] in [0, 1] to ImageNet's zero mean and unit deviation."""
+    mean = rgb.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = rgb.new_tensor(IMAGENET_STD)[:, None, None]
+    return (rgb - mean) / std
+
+
+def mean_over_images(values: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Average per-image losses [B] over the images that count, of all processes: a scalar.
+
+    Pooling over a batch's pixels, or averaging per process, would weigh an image by its neighbours. DDP averages the
+    gradients of the processes, so each contributes its sum times the number of processes over the count of all.
+
+    Args:
+        values: [B]; finite also where an image does not count.
+        counts: bool [B], the images that count (those with a depth label); None takes all.
+    """
+    counts = torch.ones_like(values, dtype=torch.bool) if counts is None else counts
+    number = counts.sum().to(values.dtype)
+    processes = 1
+    if dist.is_available() and dist.is_initialized():
+        processes = dist.get_world_size()
+        dist.all_reduce(number)
+    return torch.where(counts, values, 0.0).sum() * processes / number.clamp(min=1)

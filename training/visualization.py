@@ -1,0 +1,109 @@
+"""Pictures: what a network saw, what it should have said, what it said, and by how much it was wrong."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+matplotlib.use("Agg")  # no screen is needed, or asked for
+import matplotlib.pyplot as plt
+
+DEPTH_COLORS = matplotlib.colormaps["turbo"].with_extremes(bad="0.75")  # grey: no measurement
+ERROR_COLORS = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
+
+Column = tuple[str, str, list[Tensor]]  # title; rgb, audio, depth or error; one map per row
+
+
+def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: str = "") -> None:
+    """Save a grid of maps, one row per sample.
+
+    Args:
+        path: where the PNG goes; written under another name first, so that it is always whole.
+        columns: title, kind and the maps of each column. ``rgb`` is [3, H, W] in [0, 1], ``audio`` [2, H, W],
+            ``depth`` and ``error`` [1, H, W] in metres, where 0 (for an error: NaN) is no measurement. The depth maps
+            of a row share one scale, the errors of the picture another.
+        row_titles: one per row.
+        title: of the whole picture.
+    """
+    rows = len(row_titles)
+    figure, axes = plt.subplots(
+        rows, len(columns), figsize=(2.5 * len(columns) + 0.6, 2.3 * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    worst = max((_high(m, 98) for _, kind, maps in columns if kind == "error" for m in maps), default=1.0)
+    for row in range(rows):
+        depths = [maps[row] for _, kind, maps in columns if kind == "depth"]
+        deepest = max((_high(m, 100) for m in depths), default=1.0)
+        for column, (heading, kind, maps) in enumerate(columns):
+            axis = axes[row, column]
+            _draw(figure, axis, kind, maps[row], deepest if kind == "depth" else worst)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(heading, fontsize=9)
+        axes[row, 0].set_ylabel(row_titles[row], fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _draw(figure: Any, axis: Any, kind: str, values: Tensor, high: float) -> None:
+    array = values.detach().float().cpu().numpy()
+    if kind == "rgb":
+        axis.imshow(array.transpose(1, 2, 0).clip(0, 1))
+    elif kind == "audio":
+        axis.imshow(np.log1p(10 * array.reshape(-1, array.shape[-1])), aspect="auto", origin="lower", cmap="viridis")
+    else:
+        invalid = array[0] <= 0 if kind == "depth" else np.isnan(array[0])
+        colors = DEPTH_COLORS if kind == "depth" else ERROR_COLORS
+        drawn = axis.imshow(np.ma.masked_where(invalid, array[0]), vmin=0, vmax=high, cmap=colors)
+        bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label("m", fontsize=7)
+
+
+def _high(values: Tensor, percentile: float) -> float:
+    array = values.detach().float().cpu().numpy()
+    finite = array[np.isfinite(array)]
+    return max(float(np.percentile(finite, percentile)), 1e-3) if finite.size else 1.0
+
+
+def error_map(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return |prediction - target| [1, H, W] in metres, NaN where the target has no measurement."""
+    return (prediction - target).abs().where(target > 0, math.nan)
+
+
+def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Save the curves of ``metrics.csv``: the training loss with its parts, and the validation metrics."""
+    if not rows:
+        return
+    epochs = [row["epoch"] for row in rows]
+    panels = {
+        "training loss and its parts": [key for key in rows[0] if key.startswith("train_")],
+        "validation error [m]": ["val_rmse", "val_mae"],
+        "validation, relative": ["val_abs_rel", "val_log10"],
+        "validation accuracy": ["val_delta1", "val_delta2", "val_delta3"],
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
+    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
+        for key in keys:
+            values = [row.get(key, math.nan) for row in rows]
+            axis.plot(epochs, values, marker="." if len(rows) < 40 else None, label=key.split("_", 1)[1])
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=80)
+    plt.close(figure)
+    temporary.replace(path)
