@@ -13,6 +13,7 @@ from dataloaders.base import MODALITIES, SPLITS, DepthDataset
 from dataloaders.batvision import BatVisionV1, BatVisionV2
 from dataloaders.images import Images
 from dataloaders.loaders import EpochBatchSampler, collate, create_loader, create_loaders
+from dataloaders.nyu import NYU
 from dataloaders.readers import read_image, read_wav
 from dataloaders.simulated import Simulated
 from dataloaders.transforms import AUDIO_FORMATS, Size, clean_depth, prepare_audio, prepare_rgb, valid_depth
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 DATASETS: dict[str, type[DepthDataset]] = {
-    data_set.name: data_set for data_set in (BatVisionV1, BatVisionV2, Simulated, Images)
+    data_set.name: data_set for data_set in (BatVisionV1, BatVisionV2, NYU, Simulated, Images)
 }
 DEFAULT_DIRS = {name: data_set.default_dir for name, data_set in DATASETS.items()}
 DEFAULT_MAX_DEPTHS = {name: data_set.default_max_depth for name, data_set in DATASETS.items()}

@@ -118,8 +118,8 @@ def _instance(files: dict[str, tuple[str, ...]], number: int) -> str:
 class BatVisionV1(BatVision):
     """``<root>/{train,val,test}.csv`` with paths that count from the root; one ``.npy`` per ear at 44.1 kHz.
 
-    The sound, about 100 ms, is not cut. Copies differ in their columns, so these are found by the words in their names, and copies
-    without pictures load without ``rgb``.
+    The sound, about 100 ms, is not cut. Copies differ in their columns, so these are found by the words in their names,
+    and copies without pictures load without ``rgb``.
     """
 
     name = "batvisionv1"
