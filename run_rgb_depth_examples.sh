@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Presets of train_rgb_depth.py.
+#   bash run_rgb_depth_examples.sh                         a menu
+#   bash run_rgb_depth_examples.sh N [ARGUMENTS ...]       preset N; the arguments are passed on and win over the preset's
+#   bash run_rgb_depth_examples.sh 5 EXPERIMENT EPOCH      resume an experiment from an epoch
+#   DRY_RUN=1 bash run_rgb_depth_examples.sh N             print the command instead of running it
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ -z ${PYTHON:-} ]]; then
+    PYTHON=$(command -v python || command -v python3 || echo python3)
+    [[ -z ${VIRTUAL_ENV:-} && -x $here/.venv/bin/python ]] && PYTHON=$here/.venv/bin/python
+fi
+
+menu() {
+    cat <<'MENU'
+Training the RGB teacher
+  1  basic                     base 64, batch 64, lr 1e-4
+  2  with Weights & Biases
+  3  lightweight               base 32, batch 128, lr 2e-4
+  4  high capacity             base 96, batch 32, lr 5e-5
+  5  resume from an epoch      asks for the experiment and the epoch
+  6  teacher for distillation  base 64, batch 64, lr 1e-4, 200 epochs, W&B
+  7  custom loss weights       smoothness 0.2
+  8  BatVision V1
+MENU
+}
+
+train() {
+    if [[ -n ${DRY_RUN:-} ]]; then
+        printf '%q ' "$PYTHON" "$here/train_rgb_depth.py" "$@"
+        echo
+    else
+        exec "$PYTHON" "$here/train_rgb_depth.py" "$@"
+    fi
+}
+
+choice=${1:-}
+if [[ -z $choice ]]; then
+    menu
+    read -r -p "Which one (1-8)? " choice
+else
+    shift
+fi
+
+v2=(--dataset batvisionv2)
+case $choice in
+1) train "${v2[@]}" --batch_size 64 --learning_rate 0.0001 --experiment_name rgb_depth_basic "$@" ;;
+2) train "${v2[@]}" --batch_size 64 --learning_rate 0.0001 --use_wandb --experiment_name rgb_depth_wandb "$@" ;;
+3) train "${v2[@]}" --base_channels 32 --batch_size 128 --learning_rate 0.0002 --experiment_name rgb_depth_lightweight "$@" ;;
+4) train "${v2[@]}" --base_channels 96 --batch_size 32 --learning_rate 0.00005 --experiment_name rgb_depth_high_capacity "$@" ;;
+5)
+    experiment=${1:-}
+    epoch=${2:-}
+    shift $(($# < 2 ? $# : 2))
+    [[ -n $experiment ]] || read -r -p "Experiment (a folder of checkpoints/)? " experiment
+    [[ -n $epoch ]] || read -r -p "Epoch? " epoch
+    train "${v2[@]}" --batch_size 64 --learning_rate 0.0001 --experiment_name "$experiment" --checkpoints "$epoch" "$@"
+    ;;
+6)
+    train "${v2[@]}" --base_channels 64 --batch_size 64 --learning_rate 0.0001 --nb_epochs 200 --use_wandb \
+        --experiment_name rgb_teacher_for_kd "$@"
+    ;;
+7)
+    train "${v2[@]}" --batch_size 64 --learning_rate 0.0001 --lambda_l1 1.0 --lambda_smooth 0.2 \
+        --experiment_name rgb_depth_custom_loss "$@"
+    ;;
+8) train --dataset batvisionv1 --batch_size 64 --learning_rate 0.0001 --experiment_name rgb_depth_bv1 "$@" ;;
+*)
+    echo "run_rgb_depth_examples.sh: error: there is no example '$choice'; choose 1 to 8" >&2
+    exit 2
+    ;;
+esac
