@@ -6,7 +6,7 @@ A data set says where its rows are (``find_rows``) and how it reads one (``read_
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -185,6 +185,9 @@ class DepthDataset(Dataset):
         if self.augment:
             sample = transforms.augment_sample(sample, np.random.default_rng((self.seed, epoch, index)))
         return sample
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
 
     def row_name(self, index: int) -> str:
         """Where the row stands, for messages: file and row, the header being row 1."""
