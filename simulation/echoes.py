@@ -32,9 +32,10 @@ EAR_DISTANCE = 0.2
 CHIRP_SECONDS = 0.003
 CHIRP_BAND = (20.0, 20_000.0)
 CROSSOVER = 4000.0  # Hz, between the two bands
-# Energy in bands of 2 kHz around 1, 3, ... 19 kHz that a real echo of this kind has, relative to the one at 5 kHz (dB).
+# What loudspeaker and microphones let pass around 1, 3, ... 19 kHz (dB), so that the echoes, which rooms and ears
+# colour too, have a real echo's energy in bands of 2 kHz: -8, -4, 0, -10, -16, -23, -21, -18, -17, -23 dB.
 BAND_CENTRES = np.arange(1000.0, 20_000.0, 2000.0)
-BAND_ENERGY = np.array([-8, -4, 0, -10, -16, -23, -21, -18, -17, -23.0])
+BAND_RESPONSE = np.array([-13, -9.5, 0, -12.5, -19, -28.5, -25.5, -21.5, -20, -29.0])
 
 RAYS = 1200
 BOUNCES = 3
@@ -44,9 +45,9 @@ SHADOW_LOW, SHADOW_HIGH = 1.5, 8.0  # dB that an ear gains or loses by a sound e
 PINNA_AMPLITUDE = 0.5
 PINNA_DELAY = 90e-6  # seconds between a sound from ahead and its reflection in the outer ear
 PINNA_TRAVEL = 60e-6  # by how much that delay shrinks for sounds from above and grows for those from below
-LEVEL = 1.0  # of full scale per unit of amplitude
+DIRECT_PEAK = 0.45  # of full scale, before the gain
 GAIN_DB = 2.0
-NOISE = 0.01  # standard deviation relative to LEVEL
+NOISE = 0.01  # standard deviation relative to the direct pulse
 
 _PAD = 1024  # keeps the circular convolution from wrapping around
 
@@ -111,20 +112,20 @@ def _reflectances(room: Room) -> tuple[Array, Array]:
     return 1 - absorption, np.array([material.scattering for material in room.materials], np.float32)
 
 
-def _specular_of_room(room: Room, view: View) -> tuple[Array, Array]:
+def room_reflections(room: Room, view: View) -> tuple[Array, Array]:
     """Image sources of the room's faces without the source itself: positions [K, 3], amplitudes [K, 2] at 1 m."""
     images, mirrored, crossings = (rows[1:] for rows in room_images(room.size, view.position))
     kept = _unobstructed(room, view.position, images, IMAGE_ORDER)
     images, mirrored, crossings = images[kept], mirrored[kept], crossings[kept]
     reflected, scattered = _reflectances(room)
     per_face = np.sqrt(reflected * (1 - scattered)[:, None])[:ROOM_FACES]  # [6, 2]
-    amplitudes = np.exp(crossings @ np.log(per_face))  # [K, 2]
+    amplitudes = (per_face ** crossings[:, :, None]).prod(1)  # [K, 2]
     leaving = np.where(mirrored, -1, 1) * (view.position - images)  # the direction in which the source let it go
     cosines = leaving @ view.forward / np.linalg.norm(leaving, axis=1)
     return images.astype(np.float32), (amplitudes * radiation(cosines)).astype(np.float32)
 
 
-def _specular_of_boxes(room: Room, view: View) -> tuple[Array, Array]:
+def furniture_reflections(room: Room, view: View) -> tuple[Array, Array]:
     """Images in the furniture's faces, and in the edges where upright faces meet the floor: [K, 3], [K, 2].
 
     Source and ears are so close to each other that a face answers where the perpendicular from the robot meets it, and
@@ -178,7 +179,7 @@ def _fibonacci_sphere(count: int) -> Array:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle), z], 1).astype(np.float32)
 
 
-def _diffuse(room: Room, view: View, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+def diffuse_returns(room: Room, view: View, rng: np.random.Generator) -> tuple[Array, Array, Array]:
     """Scattered returns: points [K, 3], metres travelled up to them [K], amplitudes [K, 2] at 1 m from the point.
 
     A ray carries 4 pi / RAYS of the source's energy; a surface of Lambert's kind sends cos(theta) / pi of what it
@@ -244,9 +245,9 @@ def arrivals(view: View, positions: Array, travelled: Array) -> tuple[Array, Arr
 
 def impulse_response(room: Room, view: View, rng: np.random.Generator) -> Array:
     """Arrivals at each ear and band, oversampled, from the emission on: [2 ears, 2 bands, BINS]."""
-    room_positions, room_amplitudes = _specular_of_room(room, view)
-    box_positions, box_amplitudes = _specular_of_boxes(room, view)
-    ray_points, ray_travelled, ray_amplitudes = _diffuse(room, view, rng)
+    room_positions, room_amplitudes = room_reflections(room, view)
+    box_positions, box_amplitudes = furniture_reflections(room, view)
+    ray_points, ray_travelled, ray_amplitudes = diffuse_returns(room, view, rng)
     positions = np.concatenate([room_positions, box_positions, ray_points])  # [K, 3]
     travelled = np.concatenate([np.zeros(len(room_positions) + len(box_positions), np.float32), ray_travelled])
     amplitudes = np.concatenate([room_amplitudes, box_amplitudes, ray_amplitudes])  # [K, 2]
@@ -307,9 +308,10 @@ def _pulse_spectrum() -> NDArray[np.complex128]:
     chirp = np.sin(2 * np.pi * (low + (high - low) * time / (2 * CHIRP_SECONDS)) * time)
     fade = np.minimum(np.minimum(time, time[::-1]) / 0.0002, 1)
     frequency = np.fft.rfftfreq(count, 1 / SAMPLE_RATE)
-    colour = 10 ** (np.interp(frequency, BAND_CENTRES, BAND_ENERGY) / 20)
+    colour = 10 ** (np.interp(frequency, BAND_CENTRES, BAND_RESPONSE) / 20)
     shift = (ONSET - EAR_DISTANCE / 2 / SPEED_OF_SOUND * SAMPLE_RATE) / SAMPLE_RATE
     pulse = np.fft.rfft(chirp * fade, count) * colour * np.exp(-2j * np.pi * frequency * shift)
+    pulse *= DIRECT_PEAK / np.abs(np.fft.irfft(pulse, count)).max() / DIRECT_AMPLITUDE
     below = 1 / (1 + (frequency / CROSSOVER) ** 4)
     return np.stack([below, 1 - below]) * pulse
 
@@ -327,5 +329,5 @@ def record(room: Room, view: View, rng: np.random.Generator) -> Array:
     spectrum = spectrum[..., : count // 2 + 1] + np.fft.rfft(reverberation(room, rng), count)
     signal = np.fft.irfft((spectrum * _pulse_spectrum()).sum(1), count)[:, :FRAMES]  # [2, FRAMES]
     gain = 10 ** (rng.uniform(-GAIN_DB, GAIN_DB) / 20)
-    signal = LEVEL * (gain * signal + NOISE * rng.standard_normal(signal.shape))
+    signal = gain * signal + NOISE * DIRECT_PEAK * rng.standard_normal(signal.shape)
     return np.clip(signal, -1, 1).astype(np.float32)

@@ -215,21 +215,21 @@ PIECES = {
 }
 
 KINDS = {
-    "Corridor": Kind((2.5, 4.0), (7.0, 10.0), (2.3, 2.8), ("locker", "cabinet", "bench", "crates"), (2, 4),
+    "Corridor": Kind((2.5, 4.0), (8.0, 10.0), (2.3, 3.0), ("locker", "cabinet", "bench", "crates"), (2, 4),
                      ("plaster", "concrete"), ("tiles", "carpet"), ("panels", "painted")),
-    "Hall": Kind((6.5, 10.0), (7.0, 10.0), (2.9, 3.6), ("pillar", "counter", "bench", "locker", "sofa"), (3, 6),
+    "Hall": Kind((7.0, 10.0), (8.0, 10.0), (3.0, 3.6), ("pillar", "counter", "bench", "locker", "sofa"), (3, 6),
                  ("concrete", "brick", "plaster"), ("tiles", "planks"), ("painted", "panels")),
-    "Living_Room": Kind((4.0, 8.0), (5.0, 10.0), (2.4, 2.8), ("sofa", "table", "bookshelf", "wardrobe", "cabinet"),
+    "Living_Room": Kind((4.0, 9.5), (5.0, 10.0), (2.4, 3.2), ("sofa", "table", "bookshelf", "wardrobe", "cabinet"),
                         (3, 6), ("wallpaper", "plaster"), ("planks", "carpet"), ("painted",)),
-    "Office": Kind((3.0, 8.0), (4.0, 10.0), (2.5, 3.2), ("desk", "desk", "cabinet", "bookshelf", "wall_cabinet"),
+    "Office": Kind((3.0, 10.0), (4.0, 10.0), (2.4, 3.5), ("desk", "desk", "cabinet", "bookshelf", "wall_cabinet"),
                    (3, 6), ("plaster",), ("carpet", "tiles"), ("panels",)),
-    "Storage": Kind((3.0, 9.0), (4.0, 10.0), (2.4, 3.6), ("rack", "crates", "crates", "locker"), (3, 6),
+    "Storage": Kind((3.0, 10.0), (4.0, 10.0), (2.4, 3.6), ("rack", "crates", "crates", "locker"), (3, 6),
                     ("brick", "concrete"), ("tiles", "planks"), ("painted",)),
 }  # fmt: skip
 
 CAMERA_HEIGHT: Range = (1.0, 1.3)
-WALL_CLEARANCE = 0.5
-BOX_CLEARANCE = 0.35
+WALL_CLEARANCE = 0.3
+BOX_CLEARANCE = 0.3
 MIN_PIECES = 2
 
 
