@@ -13,8 +13,8 @@ from PIL import Image, ImageFilter
 from simulation.rooms import Array
 
 BLOBS = 10  # holes come in patches of about a tenth of the picture's side
-THRESHOLD = 0.7
-EDGE_STEP = 0.08  # relative step of depth that counts as an edge
+THRESHOLD = 0.65
+EDGE_STEP = 0.1  # relative step of depth that counts as an edge
 
 
 def _blobs(image_size: int, rng: np.random.Generator) -> Array:
@@ -24,12 +24,16 @@ def _blobs(image_size: int, rng: np.random.Generator) -> Array:
 
 
 def _beside_edges(depth: Array) -> NDArray[np.bool_]:
-    """Pixels [S, S] within about a sixtieth of the picture's side of a depth edge."""
+    """Pixels [S, S] within about a hundredth of the picture's side of a depth edge.
+
+    The inverse depth of a plane is linear over the picture, so its second difference shows edges and leaves floors and
+    walls alone, however steeply they run away from the camera.
+    """
+    inverse = 1 / depth
     edges = np.zeros(depth.shape, bool)
-    for ahead, behind in ((depth[:, 1:], depth[:, :-1]), (depth[1:], depth[:-1])):
-        steps = np.abs(ahead - behind) > EDGE_STEP * np.minimum(ahead, behind)
-        edges[: steps.shape[0], : steps.shape[1]] |= steps
-    reach = 2 * max(1, round(len(depth) / 120)) + 1
+    for axis, inner in ((0, np.s_[1:-1, :]), (1, np.s_[:, 1:-1])):
+        edges[inner] |= np.abs(np.diff(inverse, n=2, axis=axis)) * depth[inner] > EDGE_STEP
+    reach = 2 * round(len(depth) / 100) + 1
     return np.asarray(Image.fromarray(edges.astype(np.uint8)).filter(ImageFilter.MaxFilter(reach)), bool)
 
 
@@ -45,10 +49,10 @@ def measure(
         rng: draws the noise and the patches.
     """
     noisy = depth + (0.002 + 0.0015 * depth**2) * rng.standard_normal(depth.shape, np.float32)
-    far = np.clip((depth - 3.0) / 6.0, 0, 1)
-    grazing = np.clip((0.45 - slant) / 0.45, 0, 1)
-    dark = np.clip((0.22 - reflectance) / 0.2, 0, 1)
-    doubt = 1.2 * far + 1.5 * grazing + 1.1 * dark + 0.6 * _blobs(len(depth), rng)
+    far = np.clip((depth - 3.5) / 6.0, 0, 1)
+    grazing = np.clip((0.5 - slant) / 0.5, 0, 1)
+    dark = np.clip((0.24 - reflectance) / 0.2, 0, 1)
+    doubt = 0.8 * far + 1.2 * grazing + 1.3 * dark + 0.6 * _blobs(len(depth), rng)
     lost = doubt > THRESHOLD
     lost |= _beside_edges(depth) & (rng.random(depth.shape, np.float32) < 0.7)
     return noisy.astype(np.float32), lost
