@@ -25,7 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write: new, empty, or begun before")
+    parser.add_argument(
+        "--output",
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="folder to write: new, empty, or begun before",
+    )
     parser.add_argument(
         "--format",
         choices=("batvisionv2", "nyu"),

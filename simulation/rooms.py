@@ -6,7 +6,6 @@ size, in furniture and in what their surfaces are made of, so that a kind that w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,12 +96,12 @@ class View:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of furniture: ranges in metres, the height of its underside, and its material."""
+    """A piece of furniture: ranges in metres, its finish, its underside's height, and how often it is at a wall."""
 
     width: Range
     depth: Range
     height: Range
-    material: Callable[[np.random.Generator], Material]
+    finish: str
     underside: Range = (0.0, 0.0)
     at_wall: float = 0.85
 
@@ -121,97 +120,63 @@ class Kind:
     ceilings: tuple[str, ...]
 
 
-def _tinted(
-    rng: np.random.Generator, base: tuple[float, float, float], spread: float = 0.25
-) -> tuple[float, float, float]:
-    """A colour near `base`: brightness within +-spread, each channel within +-10 %."""
-    tint = rng.uniform(1 - spread, 1 + spread) * rng.uniform(0.9, 1.1, 3)
-    red, green, blue = np.clip(np.array(base) * tint, 0.02, 0.9)
-    return float(red), float(green), float(blue)
+@dataclass(frozen=True)
+class Finish:
+    """What materials are drawn from: colours to choose from and their spread of brightness, and a material's traits."""
+
+    colours: tuple[tuple[float, float, float], ...]
+    cell: tuple[float, float]
+    shift: float
+    jitter: float
+    joint: float
+    absorption: tuple[float, float]
+    scattering: float
+    spread: float = 0.25
 
 
-def _plaster(rng: np.random.Generator) -> Material:
-    base = ((0.72, 0.7, 0.64), (0.62, 0.68, 0.7), (0.7, 0.6, 0.45), (0.5, 0.62, 0.5))[rng.integers(4)]
-    return Material(_tinted(rng, base), (1.2, 4.0), 0.0, 0.04, 0.006, (0.14, 0.2), 0.25)
-
-
-def _wallpaper(rng: np.random.Generator) -> Material:
-    base = ((0.6, 0.5, 0.42), (0.42, 0.5, 0.58), (0.58, 0.56, 0.4))[rng.integers(3)]
-    return Material(_tinted(rng, base), (0.26, 9.0), 0.0, 0.22, 0.0, (0.15, 0.28), 0.2)
-
-
-def _brick(rng: np.random.Generator) -> Material:
-    return Material(_tinted(rng, (0.5, 0.24, 0.17)), (0.24, 0.08), 0.5, 0.2, 0.012, (0.08, 0.14), 0.5)
-
-
-def _concrete(rng: np.random.Generator) -> Material:
-    return Material(_tinted(rng, (0.42, 0.42, 0.41)), (1.0, 1.0), 0.0, 0.08, 0.012, (0.07, 0.1), 0.3)
-
-
-def _planks(rng: np.random.Generator) -> Material:
-    return Material(_tinted(rng, (0.42, 0.26, 0.14)), (1.2, 0.15), 0.4, 0.28, 0.006, (0.16, 0.18), 0.2)
-
-
-def _tiles(rng: np.random.Generator) -> Material:
-    base = ((0.6, 0.58, 0.55), (0.35, 0.36, 0.38), (0.55, 0.42, 0.32))[rng.integers(3)]
-    return Material(_tinted(rng, base), (0.4, 0.4), 0.0, 0.14, 0.012, (0.05, 0.08), 0.2)
-
-
-def _carpet(rng: np.random.Generator) -> Material:
-    base = ((0.24, 0.26, 0.34), (0.36, 0.2, 0.18), (0.32, 0.31, 0.28))[rng.integers(3)]
-    return Material(_tinted(rng, base), (0.5, 0.5), 0.0, 0.1, 0.0, (0.25, 0.55), 0.4)
-
-
-def _panels(rng: np.random.Generator) -> Material:
-    return Material(_tinted(rng, (0.74, 0.74, 0.72), 0.1), (0.6, 0.6), 0.0, 0.03, 0.015, (0.4, 0.55), 0.3)
-
-
-def _painted(rng: np.random.Generator) -> Material:
-    return Material(_tinted(rng, (0.78, 0.77, 0.74), 0.1), (9.0, 9.0), 0.0, 0.0, 0.0, (0.14, 0.16), 0.2)
-
-
-def _wood(rng: np.random.Generator) -> Material:
-    base = ((0.45, 0.3, 0.16), (0.25, 0.14, 0.08), (0.6, 0.48, 0.32), (0.68, 0.68, 0.66))[rng.integers(4)]
-    return Material(_tinted(rng, base), (0.45, 0.36), 0.0, 0.1, 0.01, (0.14, 0.14), 0.3)
-
-
-def _books(rng: np.random.Generator) -> Material:
-    return Material(_tinted(rng, (0.36, 0.24, 0.18)), (0.06, 0.32), 0.0, 0.6, 0.01, (0.3, 0.4), 0.8)
-
-
-def _fabric(rng: np.random.Generator) -> Material:
-    base = ((0.16, 0.2, 0.32), (0.36, 0.12, 0.1), (0.3, 0.3, 0.27), (0.1, 0.1, 0.1))[rng.integers(4)]
-    return Material(_tinted(rng, base), (0.6, 0.42), 0.0, 0.05, 0.012, (0.4, 0.7), 0.5)
-
-
-def _metal(rng: np.random.Generator) -> Material:
-    base = ((0.3, 0.34, 0.38), (0.14, 0.26, 0.2), (0.06, 0.06, 0.07))[rng.integers(3)]
-    return Material(_tinted(rng, base), (0.4, 0.9), 0.0, 0.06, 0.012, (0.06, 0.08), 0.2)
-
-
-def _cardboard(rng: np.random.Generator) -> Material:
-    return Material(_tinted(rng, (0.46, 0.33, 0.2)), (0.4, 0.3), 0.5, 0.25, 0.012, (0.25, 0.35), 0.5)
-
-
-MATERIALS: dict[str, Callable[[np.random.Generator], Material]] = {
-    "plaster": _plaster, "wallpaper": _wallpaper, "brick": _brick, "concrete": _concrete, "planks": _planks,
-    "tiles": _tiles, "carpet": _carpet, "panels": _panels, "painted": _painted,
+# Absorption, below and above the crossover, is such that most rooms reverberate for 0.5 to 1.5 seconds.
+FINISHES = {
+    # Walls
+    "plaster": Finish(((0.72, 0.7, 0.64), (0.62, 0.68, 0.7), (0.7, 0.6, 0.45), (0.5, 0.62, 0.5)), (1.2, 4.0), 0.0, 0.04,
+                      0.006, (0.14, 0.2), 0.25),
+    "wallpaper": Finish(((0.6, 0.5, 0.42), (0.42, 0.5, 0.58), (0.58, 0.56, 0.4)), (0.26, 9.0), 0.0, 0.22, 0.0,
+                        (0.15, 0.28), 0.2),
+    "brick": Finish(((0.5, 0.24, 0.17),), (0.24, 0.08), 0.5, 0.2, 0.012, (0.08, 0.14), 0.5),
+    "concrete": Finish(((0.42, 0.42, 0.41),), (1.0, 1.0), 0.0, 0.08, 0.012, (0.07, 0.1), 0.3),
+    # Floors
+    "planks": Finish(((0.42, 0.26, 0.14),), (1.2, 0.15), 0.4, 0.28, 0.006, (0.16, 0.18), 0.2),
+    "tiles": Finish(((0.6, 0.58, 0.55), (0.35, 0.36, 0.38), (0.55, 0.42, 0.32)), (0.4, 0.4), 0.0, 0.14, 0.012,
+                    (0.05, 0.08), 0.2),
+    "carpet": Finish(((0.24, 0.26, 0.34), (0.36, 0.2, 0.18), (0.32, 0.31, 0.28)), (0.5, 0.5), 0.0, 0.1, 0.0,
+                     (0.25, 0.55), 0.4),
+    # Ceilings
+    "panels": Finish(((0.74, 0.74, 0.72),), (0.6, 0.6), 0.0, 0.03, 0.015, (0.4, 0.55), 0.3, spread=0.1),
+    "painted": Finish(((0.78, 0.77, 0.74),), (9.0, 9.0), 0.0, 0.0, 0.0, (0.14, 0.16), 0.2, spread=0.1),
+    # Furniture
+    "wood": Finish(((0.45, 0.3, 0.16), (0.25, 0.14, 0.08), (0.6, 0.48, 0.32), (0.68, 0.68, 0.66)), (0.45, 0.36), 0.0,
+                   0.1, 0.01, (0.14, 0.14), 0.3),
+    "books": Finish(((0.36, 0.24, 0.18),), (0.06, 0.32), 0.0, 0.6, 0.01, (0.3, 0.4), 0.8),
+    "fabric": Finish(((0.16, 0.2, 0.32), (0.36, 0.12, 0.1), (0.3, 0.3, 0.27), (0.1, 0.1, 0.1)), (0.6, 0.42), 0.0, 0.05,
+                     0.012, (0.4, 0.7), 0.5),
+    "metal": Finish(((0.3, 0.34, 0.38), (0.14, 0.26, 0.2), (0.06, 0.06, 0.07)), (0.4, 0.9), 0.0, 0.06, 0.012,
+                    (0.06, 0.08), 0.2),
+    "cardboard": Finish(((0.46, 0.33, 0.2),), (0.4, 0.3), 0.5, 0.25, 0.012, (0.25, 0.35), 0.5),
 }  # fmt: skip
 
 PIECES = {
-    "desk": Piece((1.2, 1.8), (0.6, 0.8), (0.72, 0.78), _wood, at_wall=0.6),
-    "cabinet": Piece((0.8, 1.2), (0.4, 0.5), (0.9, 2.0), _wood),
-    "bookshelf": Piece((0.8, 1.8), (0.3, 0.4), (1.6, 2.1), _books),
-    "sofa": Piece((1.5, 2.3), (0.8, 1.0), (0.6, 0.85), _fabric, at_wall=0.7),
-    "table": Piece((0.9, 1.8), (0.7, 1.0), (0.45, 0.76), _wood, at_wall=0.1),
-    "wardrobe": Piece((1.0, 2.0), (0.55, 0.65), (1.9, 2.2), _wood),
-    "wall_cabinet": Piece((0.8, 1.6), (0.3, 0.4), (0.6, 0.75), _wood, underside=(1.35, 1.5), at_wall=1.0),
-    "locker": Piece((0.4, 1.2), (0.45, 0.55), (1.7, 2.0), _metal),
-    "bench": Piece((1.2, 2.0), (0.35, 0.5), (0.42, 0.5), _wood),
-    "counter": Piece((2.0, 3.4), (0.6, 0.9), (0.95, 1.15), _wood, at_wall=0.4),
-    "pillar": Piece((0.4, 0.7), (0.4, 0.7), (3.6, 3.6), _concrete, at_wall=0.0),
-    "crates": Piece((0.6, 1.4), (0.6, 1.2), (0.5, 1.8), _cardboard, at_wall=0.5),
-    "rack": Piece((1.0, 2.4), (0.45, 0.6), (1.8, 2.3), _metal, at_wall=0.7),
+    "desk": Piece((1.2, 1.8), (0.6, 0.8), (0.72, 0.78), "wood", at_wall=0.6),
+    "cabinet": Piece((0.8, 1.2), (0.4, 0.5), (0.9, 2.0), "wood"),
+    "bookshelf": Piece((0.8, 1.8), (0.3, 0.4), (1.6, 2.1), "books"),
+    "sofa": Piece((1.5, 2.3), (0.8, 1.0), (0.6, 0.85), "fabric", at_wall=0.7),
+    "table": Piece((0.9, 1.8), (0.7, 1.0), (0.45, 0.76), "wood", at_wall=0.1),
+    "wardrobe": Piece((1.0, 2.0), (0.55, 0.65), (1.9, 2.2), "wood"),
+    "wall_cabinet": Piece((0.8, 1.6), (0.3, 0.4), (0.6, 0.75), "wood", underside=(1.35, 1.5), at_wall=1.0),
+    "locker": Piece((0.4, 1.2), (0.45, 0.55), (1.7, 2.0), "metal"),
+    "bench": Piece((1.2, 2.0), (0.35, 0.5), (0.42, 0.5), "wood"),
+    "counter": Piece((2.0, 3.4), (0.6, 0.9), (0.95, 1.15), "wood", at_wall=0.4),
+    "pillar": Piece((0.4, 0.7), (0.4, 0.7), (3.6, 3.6), "concrete", at_wall=0.0),
+    "crates": Piece((0.6, 1.4), (0.6, 1.2), (0.5, 1.8), "cardboard", at_wall=0.5),
+    "rack": Piece((1.0, 2.4), (0.45, 0.6), (1.8, 2.3), "metal", at_wall=0.7),
 }
 
 KINDS = {
@@ -231,6 +196,24 @@ CAMERA_HEIGHT: Range = (1.0, 1.3)
 WALL_CLEARANCE = 0.3
 BOX_CLEARANCE = 0.3
 MIN_PIECES = 2
+
+
+def _tinted(
+    rng: np.random.Generator, base: tuple[float, float, float], spread: float = 0.25
+) -> tuple[float, float, float]:
+    """A colour near `base`: brightness within +-spread, each channel within +-10 %."""
+    tint = rng.uniform(1 - spread, 1 + spread) * rng.uniform(0.9, 1.1, 3)
+    red, green, blue = np.clip(np.array(base) * tint, 0.02, 0.9)
+    return float(red), float(green), float(blue)
+
+
+def _draw_material(name: str, rng: np.random.Generator) -> Material:
+    finish = FINISHES[name]
+    base = finish.colours[rng.integers(len(finish.colours))]
+    colour = _tinted(rng, base, finish.spread)
+    return Material(
+        colour, finish.cell, finish.shift, finish.jitter, finish.joint, finish.absorption, finish.scattering
+    )
 
 
 def _footprint(centre: Array, half: Array, yaw: float) -> tuple[float, float, float, float]:
@@ -272,7 +255,7 @@ def _furnish(kind: Kind, size: Array, rng: np.random.Generator) -> list[tuple[Ar
         inside = x_from > 0 and y_from > 0 and x_to < size[0] and y_to < size[1]
         free = all(x_to < a or x_from > b or y_to < c or y_from > d for a, b, c, d in taken)
         if inside and free:
-            placed.append((centre, half, yaw, piece.material(rng)))
+            placed.append((centre, half, yaw, _draw_material(piece.finish, rng)))
             taken.append((x_from, x_to, y_from, y_to))
     return placed
 
@@ -303,7 +286,7 @@ def draw_room(kind: str, rng: np.random.Generator) -> Room:
         if len(placed) >= MIN_PIECES:
             break
     wall, floor, ceiling = (
-        MATERIALS[names[rng.integers(len(names))]](rng)
+        _draw_material(names[rng.integers(len(names))], rng)
         for names in (features.walls, features.floors, features.ceilings)
     )
     lamp = np.array([*(size[:2] * rng.uniform(0.3, 0.7, 2)), size[2] - 0.25])

@@ -26,7 +26,7 @@ from simulation.layouts import LAYOUTS, PARTIAL, Settings, store
 VERSION = 1  # of the generator: raise it with every change that changes a byte of the data
 MANIFEST = "simulation.json"
 LOCK = ".simulation-lock"
-IMAGE_SIZES = (16, 2048)
+IMAGE_SIZES = (16, 1024)
 
 # One thread per process: the processes share the cores, and sums are then in the same order everywhere.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -38,6 +38,8 @@ def _manifest(folder: Path) -> dict | None:
         content = json.loads((folder / MANIFEST).read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise DataError(f"{folder / MANIFEST}: {error}.") from error
     except ValueError as error:
         raise DataError(f"{folder / MANIFEST} is damaged: delete the folder and simulate it again.") from error
     if not isinstance(content, dict):
@@ -72,7 +74,9 @@ def _checked(settings: Settings, workers: int | None) -> int:
         raise OptionError(f"--seed {settings.seed}: use 0 or more.")
     if workers is not None and workers < 1:
         raise OptionError(f"--workers {workers}: use 1 or more.")
-    return workers or os.cpu_count() or 1
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers
 
 
 def _is_finished(root: Path, settings: Settings) -> bool:
@@ -92,6 +96,11 @@ def _is_finished(root: Path, settings: Settings) -> bool:
     return manifest.get("complete") is True
 
 
+def _is_written(path: Path) -> bool:
+    # An empty file is what a power cut may leave of one that was whole.
+    return path.is_file() and path.stat().st_size > 0
+
+
 @contextmanager
 def _locked(root: Path, progress: bool) -> Iterator[None]:
     """Have the folder to ourselves; the lock ends with the process."""
@@ -108,15 +117,14 @@ def _locked(root: Path, progress: bool) -> Iterator[None]:
 
 def _start_worker(root: Path, settings: Settings) -> subprocess.Popen[str]:
     # Not by multiprocessing, whose start methods fork the caller's threads or import its script again.
-    home = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", "simulation.worker", str(root), json.dumps(asdict(settings))],
+        [sys.executable, "-m", "simulation.worker", str(root.resolve()), json.dumps(asdict(settings))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
-        env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
+        cwd=Path(__file__).resolve().parent.parent,
+        env={**os.environ, **ONE_THREAD},
     )
 
 
@@ -178,7 +186,7 @@ def write_dataset(
         train: number of rooms in the training split, over all locations.
         val: the same for validation. NYU's layout has no such split: they are further scenes of its training list.
         test: the same for testing.
-        image_size: side of image and depth map in pixels, 16 to 2048.
+        image_size: side of image and depth map in pixels, 16 to 1024.
         seed: 0 or more.
         workers: processes, None for one per core.
         progress: show a bar on a terminal.
@@ -202,7 +210,7 @@ def write_dataset(
             missing = [
                 (split, index)
                 for split, index in settings.samples()
-                if not all((root / name).is_file() for name in form.files(settings, split, index))
+                if not all(_is_written(root / name) for name in form.files(settings, split, index))
             ]
             if missing:
                 _build_all(root, settings, missing, workers, progress)
