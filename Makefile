@@ -9,7 +9,7 @@ ROOMS := data/DemoRooms
 EPOCHS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean-demo
+.PHONY: help install demo test slow lint clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ demo: install  ## 800 simulated rooms, a small RGB teacher, its pictures and its
 
 test: install lint  ## lint, types and the whole test suite
 	$(RUN) -m pytest -n 2
+
+slow: install  ## the tests that take minutes: compiled steps
+	$(RUN) -m pytest -m slow
 
 lint: install  ## ruff and mypy
 	$(RUN) -m ruff check .

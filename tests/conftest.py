@@ -1,5 +1,10 @@
+import os
 import sys
 from pathlib import Path
+
+# Before torch is imported: tests run side by side, and threads that wait for each other's cores take ten times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
 

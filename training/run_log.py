@@ -100,7 +100,7 @@ class RunLog:
         if self.enabled:
             self._console.close()
             if self._wandb:
-                self._wandb.finish(quiet=True)
+                self._wandb.finish()
 
 
 class Table:

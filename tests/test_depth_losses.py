@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+
+from training.depth_losses import edge_aware_smoothness, l1_loss, silog_loss
+from training.task import mean_over_images
+
+
+def maps(*values, grad=False):
+    return torch.tensor(values)[:, None, None, :].requires_grad_(grad)
+
+
+def test_l1_by_hand():
+    target = maps([1.0, 0.0, 3.0], [2.0, 2.0, 2.0])
+    loss = l1_loss(maps([2.0, 9.0, 3.0], [2.0, 2.0, 5.0]), target, target > 0)
+    assert loss.tolist() == [0.5, 1.0]
+
+
+def test_silog_by_hand():
+    # g = log 2 and 0: mean log(2)/2, variance (log(2)/2)^2
+    target = maps([1.0, 1.0])
+    half = math.log(2) / 2
+    expected = 10 * (math.sqrt(half**2 + 0.15 * half**2 + 1e-6) - 1e-3)
+    assert silog_loss(maps([2.0, 1.0]), target, target > 0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_silog_forgives_scale_but_for_its_share():
+    target = maps([1.0, 2.0, 4.0])
+    scaled = silog_loss(2 * target, target, target > 0).item()
+    assert scaled == pytest.approx(10 * (math.sqrt(0.15 * math.log(2) ** 2 + 1e-6) - 1e-3), rel=1e-4)
+    assert silog_loss(target, target, target > 0).item() == 0
+
+
+def test_smoothness_by_hand():
+    # depth 1, 3 over their mean 2: a step of 1. The picture steps by 1 as well: weight 1/e.
+    depth = maps([1.0, 3.0])
+    flat, edge = maps([0.5, 0.5]).expand(1, 3, 1, 2), maps([0.0, 1.0]).expand(1, 3, 1, 2)
+    two_rows = lambda x: x.expand(-1, -1, 2, -1)  # noqa: E731 - no vertical gradient, but one row has none to average
+    assert edge_aware_smoothness(two_rows(depth), two_rows(flat)).item() == pytest.approx(1.0)
+    assert edge_aware_smoothness(two_rows(depth), two_rows(edge)).item() == pytest.approx(math.exp(-1))
+    assert edge_aware_smoothness(two_rows(5 * depth), two_rows(flat)).item() == pytest.approx(1.0), "scale-free"
+
+
+@pytest.mark.parametrize("loss", [l1_loss, silog_loss])
+def test_an_empty_mask_gives_a_finite_zero_with_a_gradient(loss):
+    prediction = maps([1.0, 2.0], grad=True)
+    target = torch.zeros(1, 1, 1, 2)
+    value = loss(prediction, target, target > 0)
+    value.sum().backward()
+    assert value.item() == 0
+    assert prediction.grad is not None
+    assert prediction.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("loss", [l1_loss, silog_loss])
+def test_a_perfect_map_has_a_finite_gradient(loss):
+    prediction = maps([1.0, 2.0], grad=True)
+    loss(prediction, prediction.detach(), torch.ones(1, 1, 1, 2, dtype=torch.bool)).sum().backward()
+    assert torch.isfinite(prediction.grad).all()
+
+
+def test_holes_teach_nothing():
+    prediction = maps([1.0, 2.0], grad=True)
+    target = maps([3.0, 0.0])
+    l1_loss(prediction, target, target > 0).sum().backward()
+    assert prediction.grad.flatten().tolist() == [-1.0, 0.0]
+
+
+def test_half_precision_is_lifted():
+    target = maps([1.0, 4.0])
+    value = silog_loss(target.bfloat16() * 1.01, target, target > 0)
+    assert value.dtype == torch.float32
+
+
+def test_images_count_alike_whatever_their_pixels():
+    values, labelled = torch.tensor([2.0, 4.0, 100.0]), torch.tensor([True, True, False])
+    assert mean_over_images(values, labelled).item() == 3.0
+    assert mean_over_images(values).item() == pytest.approx(106 / 3)
+    assert mean_over_images(values, torch.zeros(3, dtype=torch.bool)).item() == 0

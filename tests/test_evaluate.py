@@ -1,0 +1,175 @@
+"""evaluate.py on checkpoints of tiny networks, and what stands beside a score."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from make_data import write_batvision_v2, write_nyu_b
+
+import evaluate
+import train_rgb_depth
+from dataloaders import create_dataset, create_loader
+from training.baselines import fit_baselines
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.metrics import METRICS
+
+SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0)
+
+
+@pytest.fixture(scope="module")
+def trained(rooms, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    flags = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", folder, "--experiment_name", "e", *SMALL)
+    train_rgb_depth.main([str(x) for x in (*flags, "--nb_epochs", 2)])
+    return folder / "checkpoints/e/best_model.pth"
+
+
+def report_of(run_cli, folder, *flags):
+    code, out, errors = run_cli(
+        evaluate.main, "--num_workers", 0, "--output_dir", folder, "--json", folder / "report.json", *flags
+    )
+    assert (code, errors) == (0, "")
+    return json.loads((folder / "report.json").read_text()), out
+
+
+def test_the_report_has_every_figure(trained, tmp_path, run_cli):
+    report, out = report_of(run_cli, tmp_path, "--checkpoint", trained, "--per_location", "--depth_bins")
+    keys = {*METRICS, "n_images"}
+    assert keys <= set(report)
+    assert keys == set(report["gt_0.5"])
+    for name in ("constant", "mean_map"):
+        assert keys <= set(report["baselines"][name])
+        assert keys == set(report["baselines"][name]["gt_0.5"])
+        assert name in out
+    assert report["n_images"] == 6
+    assert sum(row["n_images"] for row in report["per_location"].values()) == 6
+    assert report["depth_bins"]
+    assert (tmp_path / "results/e/simulated_test_cases.png").is_file()
+
+
+def test_it_repeats_the_validation_of_the_training(trained, tmp_path, run_cli):
+    report, _ = report_of(run_cli, tmp_path, "--checkpoint", trained, "--split", "val")
+    assert report["rmse"] == pytest.approx(load_checkpoint(trained)["best"]["rmse"], rel=1e-9)
+
+
+def test_batch_size_changes_no_figure(trained, tmp_path, run_cli):
+    one, _ = report_of(run_cli, tmp_path, "--checkpoint", trained, "--precision", "32", "--batch_size", 1)
+    five, _ = report_of(run_cli, tmp_path, "--checkpoint", trained, "--precision", "32", "--batch_size", 5)
+    assert one["rmse"] == pytest.approx(five["rmse"], rel=1e-5)
+
+
+def test_baselines_by_hand(rooms):
+    dataset = create_dataset("simulated", rooms, "train", image_size=32, modalities={"depth"})
+    baselines = fit_baselines(create_loader(dataset, 5, shuffle=False, num_workers=0))
+    depth = np.stack([dataset[i]["depth"].numpy() for i in range(len(dataset))])
+    constant = depth[depth > 0].mean()
+    measured = (depth > 0).sum(axis=0)
+    mean_map = np.where(measured, depth.sum(axis=0) / np.maximum(measured, 1), constant)
+    assert baselines["constant"].depth.unique().item() == pytest.approx(constant, rel=1e-6)
+    assert np.allclose(baselines["mean_map"].depth[0].numpy(), mean_map, rtol=1e-5)
+
+
+def test_baselines_see_the_labelled_pairs_alone(rooms, tmp_path, run_cli):
+    flags = (
+        "--dataset",
+        "simulated",
+        "--dataset_dir",
+        rooms,
+        "--output_dir",
+        tmp_path,
+        "--experiment_name",
+        "e",
+        *SMALL,
+    )
+    train_rgb_depth.main([str(x) for x in (*flags, "--nb_epochs", 1, "--label_fraction", 0.25, "--batch_size", 2)])
+    report, _ = report_of(run_cli, tmp_path, "--checkpoint", tmp_path / "checkpoints/e/last.pth")
+    train = create_dataset("simulated", rooms, "train", image_size=32, modalities={"depth"}, label_fraction=0.25)
+    depth = torch.stack([train[i]["depth"] for i in np.flatnonzero(train.labelled)])
+    test = create_dataset("simulated", rooms, "test", image_size=32, modalities={"depth"})
+    constant = depth[depth > 0].mean()
+    errors = [(constant - d[d > 0]).abs().mean() for d in (test[i]["depth"] for i in range(len(test)))]
+    assert report["baselines"]["constant"]["mae"] == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+
+
+def test_another_data_set(trained, tmp_path, run_cli):
+    write_batvision_v2(tmp_path / "data")
+    report, out = report_of(
+        run_cli, tmp_path, "--checkpoint", trained, "--dataset", "batvisionv2", "--dataset_dir", tmp_path / "data"
+    )
+    assert report["n_images"] == 6
+    assert report["data"]["max_depth"] == 12, "the checkpoint's, not the data set's"
+    assert "batvisionv2 test" in out
+
+
+def test_a_held_out_location(rooms, tmp_path, run_cli):
+    location = sorted(set(create_dataset("simulated", rooms, "test", image_size=32).locations))[0]
+    flags = (
+        "--dataset",
+        "simulated",
+        "--dataset_dir",
+        rooms,
+        "--output_dir",
+        tmp_path,
+        "--experiment_name",
+        "e",
+        *SMALL,
+    )
+    train_rgb_depth.main([str(x) for x in (*flags, "--nb_epochs", 1, "--holdout_location", location)])
+    report, _ = report_of(run_cli, tmp_path, "--checkpoint", tmp_path / "checkpoints/e/last.pth", "--per_location")
+    assert list(report["per_location"]) == [location]
+
+
+def test_a_model_that_says_nan_is_reported_as_null(trained, tmp_path, run_cli):
+    checkpoint = load_checkpoint(trained)
+    checkpoint["model_state_dict"]["head.project.bias"].fill_(math.nan)
+    save_checkpoint(checkpoint, tmp_path / "nan.pth")
+    report, out = report_of(run_cli, tmp_path, "--checkpoint", tmp_path / "nan.pth")
+    assert report["rmse"] is None
+    assert report["delta1"] is None
+    assert "nan" in out
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "pickle", "text", "other", "unknown"])
+def test_checkpoints_that_cannot_be_read(trained, tmp_path, run_cli, damage):
+    path = tmp_path / "broken.pth"
+    if damage == "truncated":
+        path.write_bytes(trained.read_bytes()[:2000])
+    elif damage == "pickle":
+        torch.save({"model_state_dict": print}, path)
+    elif damage == "text":
+        path.write_text("no checkpoint")
+    elif damage == "other":
+        torch.save({"weights": torch.zeros(1)}, path)
+    elif damage == "unknown":
+        checkpoint = load_checkpoint(trained)
+        checkpoint["model"]["name"] = "rgb_deep"
+        save_checkpoint(checkpoint, path)
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", path, "--output_dir", tmp_path)
+    assert code == 2
+    assert len(errors.strip().splitlines()) == 1
+    assert "broken.pth" in errors
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_data_set_without_depth(trained, tmp_path, run_cli):
+    from make_data import write_images
+
+    write_images(tmp_path / "data")
+    code, _, errors = run_cli(
+        evaluate.main, "--checkpoint", trained, "--dataset", "images", "--dataset_dir", tmp_path / "data",
+        "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert code == 2
+    assert "depth" in errors
+
+
+def test_per_location_needs_locations(trained, tmp_path, run_cli):
+    write_nyu_b(tmp_path / "data")
+    code, _, errors = run_cli(
+        evaluate.main, "--checkpoint", trained, "--dataset", "nyu", "--dataset_dir", tmp_path / "data",
+        "--output_dir", tmp_path, "--per_location", "--num_workers", 0,
+    )  # fmt: skip
+    assert code == 2
+    assert "--per_location" in errors

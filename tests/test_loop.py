@@ -1,0 +1,164 @@
+"""The loop's promises: a NaN reaches nothing, a full disk loses nothing, random state belongs to the epoch."""
+
+import math
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from dataloaders import create_dataset, create_loader
+from errors import CheckpointError, DataError, TrainingError, UserError, from_worker
+from models import create_model
+from training import checkpoint, loop
+from training.engine import resolve_precision, seed_epoch
+from training.run_log import RunLog, Table, read_csv
+from training.session import learning_rate_factor
+from training.task import Task
+from training.tasks import RGBDepthTask
+
+OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
+
+
+class PoisonedTask(RGBDepthTask):
+    """Loses its mind at one step: in the loss, or in the gradient alone."""
+
+    def __init__(self, student, step, where):
+        super().__init__(student)
+        self.countdown, self.where = step, where
+
+    def forward(self, batch, progress):
+        losses = super().forward(batch, progress)
+        if self.countdown == 0 and self.where == "loss":
+            losses["loss"] = losses["loss"] * math.nan
+        elif self.countdown == 0:
+            weight = self.student.head.project.weight
+            losses["loss"] = (
+                losses["loss"] + torch.sqrt((weight - weight.detach()) ** 2).sum()
+            )  # 0, but its slope is NaN
+        self.countdown -= 1
+        return losses
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_nan_stops_the_run_before_it_reaches_the_weights(rooms, tmp_path, optimizer, where):
+    torch.manual_seed(0)
+    dataset = create_dataset("simulated", rooms, "train", image_size=32, modalities={"rgb", "depth"})
+    loader = create_loader(dataset, 3, shuffle=True, num_workers=0)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    task = PoisonedTask(create_model("rgb_depth", base_channels=4), 2, where)
+    options = {"lr": 1e-2, "fused": True}
+    wrapped, optimizer = fabric.setup(task, OPTIMIZERS[optimizer](task.parameters(), **options))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    log = RunLog(tmp_path, tmp_path)
+
+    seen = []
+    step = optimizer.step
+    optimizer.step = lambda *a, **k: (step(*a, **k), seen.append([p.detach().clone() for p in task.parameters()]))
+    with pytest.raises(TrainingError, match="step 3") as stopped:
+        loop.train_epoch(fabric, wrapped, optimizer, scheduler, loader, epoch=1, steps=4, total=4, log=log)
+    loader.batch_sampler.start_epoch(0)
+    third = [index for _, index in list(loader.batch_sampler)[2]]
+    assert all(dataset.ids[index] in str(stopped.value) for index in third)
+    assert any(not torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True)), "it was learning"
+    for later in seen[2:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[1], later, strict=True))
+
+
+def test_blank_maps_are_counted(rooms, tmp_path, capsys):
+    dataset = create_dataset("simulated", rooms, "train", image_size=32, modalities={"rgb", "depth"})
+    dataset._clean_depth = lambda row: torch.zeros(1, 32, 32)
+    loader = create_loader(dataset, 4, shuffle=True, num_workers=0)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    task = RGBDepthTask(create_model("rgb_depth", base_channels=4))
+    wrapped, optimizer = fabric.setup(task, torch.optim.AdamW(task.parameters(), fused=True))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    with RunLogIn(tmp_path) as log:
+        means = loop.train_epoch(fabric, wrapped, optimizer, scheduler, loader, epoch=1, steps=3, total=3, log=log)
+    assert "12 training images have no valid depth pixel" in capsys.readouterr().out
+    assert means["train_l1"] == 0
+
+
+class RunLogIn:
+    def __init__(self, folder):
+        self.log = RunLog(folder, folder)
+
+    def __enter__(self):
+        return self.log
+
+    def __exit__(self, *_):
+        self.log.close()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    checkpoint.save_checkpoint({"epoch": 1}, path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoint.save_checkpoint({"epoch": 2}, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_random_state_belongs_to_seed_epoch_and_process():
+    def draw(*state):
+        seed_epoch(*state)
+        return torch.rand(1).item()
+
+    assert draw(3, 5, 0) == draw(3, 5, 0)
+    assert len({draw(3, 5, 0), draw(3, 6, 0), draw(4, 5, 0), draw(3, 5, 1)}) == 4
+
+
+def test_learning_rates():
+    cosine, step, none = (learning_rate_factor(kind, 100) for kind in ("cosine", "step", "none"))
+    assert [cosine(0), cosine(50), cosine(100)] == pytest.approx([1, 0.5, 0], abs=1e-12)
+    assert [step(0), step(49), step(50), step(75)] == pytest.approx([1, 1, 0.1, 0.01])
+    assert none(99) == 1
+
+
+def test_precision():
+    assert resolve_precision("32") == "32"
+    assert resolve_precision("auto") in ("32", "bf16")
+
+
+def test_tables_drop_later_rows_and_grow_columns(tmp_path):
+    table = Table(tmp_path / "t.csv", "epoch", 0)
+    table.append([{"epoch": 1, "loss": 0.1}])
+    table.append([{"epoch": 2, "loss": 1 / 3}])
+    with (tmp_path / "t.csv").open("a") as file:
+        file.write("3")  # a kill in the middle of a row
+    again = Table(tmp_path / "t.csv", "epoch", 1)
+    again.append([{"epoch": 2, "loss": 1 / 3, "more": 7}])
+    rows = read_csv(tmp_path / "t.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["loss"] == 1 / 3
+    assert math.isnan(rows[0]["more"])
+
+
+def test_a_workers_error_comes_as_it_was_raised():
+    wrapped = DataError(
+        'Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File "x"\n'
+        "errors.DataError: a.wav: mono (train.csv, row 3)\n"
+    )
+    assert str(from_worker(wrapped)) == "a.wav: mono (train.csv, row 3)"
+    assert str(from_worker(UserError("plain"))) == "plain"
+
+
+def test_a_task_saves_what_trains_beside_its_student():
+    class WithAdapter(Task):
+        def __init__(self):
+            super().__init__(nn.Linear(2, 2))
+            self.adapter = nn.Linear(2, 3)
+
+    task, other = WithAdapter(), WithAdapter()
+    assert set(task.extra_state()) == {"adapter.weight", "adapter.bias"}
+    other.load_extra_state(task.extra_state())
+    assert torch.equal(other.adapter.weight, task.adapter.weight)
+    with pytest.raises(RuntimeError):
+        other.load_extra_state({"adapter.weight": torch.zeros(3, 2)} | {"gone": torch.zeros(1)})

@@ -1,0 +1,446 @@
+"""The RGB teacher's script from end to end, on rooms and networks of a few pixels."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_data import read_csv, set_cell, write_batvision_v1, write_batvision_v2, write_images, write_nyu_b
+
+import train_rgb_depth
+from models import create_model
+from training.checkpoint import load_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--learning_rate", 0.003)
+
+
+def arguments(rooms, output, *more):
+    return [
+        "--dataset",
+        "simulated",
+        "--dataset_dir",
+        rooms,
+        "--output_dir",
+        output,
+        "--experiment_name",
+        "e",
+        *SMALL,
+        *more,
+    ]
+
+
+def weights(folder, name="last.pth"):
+    return load_checkpoint(Path(folder) / "checkpoints" / "e" / name)["model_state_dict"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(rooms, tmp_path_factory):
+    """Four epochs in one go."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    train_rgb_depth.main([str(x) for x in arguments(rooms, folder, "--nb_epochs", 4, "--augment")])
+    return folder
+
+
+def test_what_a_run_writes(unbroken):
+    written = sorted(str(path.relative_to(unbroken)) for path in unbroken.rglob("*") if path.is_file())
+    assert written == [
+        "checkpoints/e/args.json",
+        "checkpoints/e/best_model.pth",
+        "checkpoints/e/checkpoint_0002.pth",
+        "checkpoints/e/checkpoint_0004.pth",
+        "checkpoints/e/last.pth",
+        "logs/e/console.log",
+        "logs/e/steps.csv",
+        "results/e/curves.png",
+        "results/e/epoch_0002.png",
+        "results/e/epoch_0004.png",
+        "results/e/metrics.csv",
+    ]
+
+
+def test_the_csv_has_a_row_per_epoch_with_every_part_and_both_protocols(unbroken):
+    with (unbroken / "results/e/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    parts = {
+        "lr",
+        "train_loss",
+        "train_l1",
+        "train_smooth",
+        "val_rmse",
+        "val_gt_0.5_rmse",
+        "val_delta3",
+        "val_n_images",
+    }
+    assert parts <= set(rows[0])
+    assert all(cell for row in rows for cell in row.values())
+    loss = [float(row["train_l1"]) + 0.1 * float(row["train_smooth"]) for row in rows]
+    assert loss == pytest.approx([float(row["train_loss"]) for row in rows], rel=1e-5)
+
+
+def test_best_model_is_the_epoch_of_the_lowest_rmse(unbroken):
+    with (unbroken / "results/e/metrics.csv").open(newline="") as file:
+        errors = [float(row["val_rmse"]) for row in csv.DictReader(file)]
+    best = load_checkpoint(unbroken / "checkpoints/e/best_model.pth")
+    assert best["epoch"] == 1 + errors.index(min(errors))
+    assert best["best"] == {"rmse": min(errors), "epoch": best["epoch"]}
+    assert "training" not in best
+
+
+def test_args_json_holds_every_flag(unbroken):
+    saved = json.loads((unbroken / "checkpoints/e/args.json").read_text())
+    assert saved["base_channels"] == 4
+    assert saved["learning_rate"] == 0.003
+    assert saved["bilinear"] is True
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_ends_as_the_unbroken_one(rooms, unbroken, tmp_path, workers):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 4, "--augment", "--num_workers", workers)
+    train_rgb_depth.main([str(x) for x in [*begin, "--stop_after_epoch", 1]])
+    assert not same(weights(tmp_path), weights(unbroken))
+    train_rgb_depth.main([str(x) for x in [*begin, "--resume"]])
+    assert same(weights(tmp_path), weights(unbroken))
+    assert same(weights(tmp_path, "best_model.pth"), weights(unbroken, "best_model.pth"))
+    for table in ("results/e/metrics.csv", "logs/e/steps.csv"):
+        assert (tmp_path / table).read_bytes() == (unbroken / table).read_bytes()
+
+
+def test_going_back_to_an_epoch_sets_the_later_ones_aside(rooms, unbroken, tmp_path):
+    begin = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 4, "--augment")]
+    train_rgb_depth.main(begin)
+    train_rgb_depth.main([*begin, "--checkpoints", "2"])
+    assert (tmp_path / "checkpoints/e/superseded_1/checkpoint_0004.pth").is_file()
+    assert same(weights(tmp_path), weights(unbroken))
+    assert (tmp_path / "results/e/metrics.csv").read_bytes() == (unbroken / "results/e/metrics.csv").read_bytes()
+
+
+def test_a_killed_run_ends_as_the_unbroken_one(rooms, unbroken, tmp_path):
+    begin = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 4, "--augment")]
+    process = subprocess.Popen([sys.executable, REPOSITORY / "train_rgb_depth.py", *begin], stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "results/e/metrics.csv"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 3):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    load_checkpoint(tmp_path / "checkpoints/e/last.pth")
+    try:
+        train_rgb_depth.main([*begin, "--resume"])
+    except Exception as error:  # the kill came after the last epoch
+        assert "is done already" in str(error)
+    assert same(weights(tmp_path), weights(unbroken))
+    assert metrics.read_bytes() == (unbroken / "results/e/metrics.csv").read_bytes()
+
+
+def test_it_learns(rooms, tmp_path, run_cli):
+    more = ("--nb_epochs", 15, "--lambda_smooth", 0, "--save_frequency", 15)
+    code, _, _ = run_cli(train_rgb_depth.main, *arguments(rooms, tmp_path, *more))
+    assert code == 0
+    with (tmp_path / "results/e/metrics.csv").open(newline="") as file:
+        losses = [float(row["train_l1"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_init_from_takes_the_weights_and_starts_at_epoch_0(rooms, unbroken, tmp_path):
+    best = unbroken / "checkpoints/e/best_model.pth"
+    frozen = ("--nb_epochs", 1, "--learning_rate", 1e-12, "--weight_decay", 0, "--init_from", best)
+    train_rgb_depth.main([str(x) for x in arguments(rooms, tmp_path, *frozen)])
+    start, end = weights(unbroken, "best_model.pth"), weights(tmp_path)
+    assert all(torch.allclose(start[key], end[key]) for key in start if key.endswith("weight"))
+    assert load_checkpoint(tmp_path / "checkpoints/e/last.pth")["epoch"] == 1
+
+
+def test_an_experiment_is_never_overwritten_silently(rooms, tmp_path, run_cli):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 1)
+    assert run_cli(train_rgb_depth.main, *begin)[0] == 0
+    before = (tmp_path / "checkpoints/e/last.pth").read_bytes()
+    code, _, errors = run_cli(train_rgb_depth.main, *begin)
+    assert code == 2
+    assert all(flag in errors for flag in ("--resume", "--checkpoints", "--init_from", "--overwrite"))
+    assert (tmp_path / "checkpoints/e/last.pth").read_bytes() == before
+    code, out, _ = run_cli(train_rgb_depth.main, *begin, "--init_from", "e")
+    assert code == 0
+    assert "set aside" in out
+    assert (tmp_path / "checkpoints/e/superseded_1/last.pth").read_bytes() == before
+    assert run_cli(train_rgb_depth.main, *begin, "--overwrite")[0] == 0
+
+
+def test_an_experiments_default_name(rooms, tmp_path, run_cli):
+    flags = [x for x in arguments(rooms, tmp_path, "--nb_epochs", 1) if x not in ("--experiment_name", "e")]
+    assert run_cli(train_rgb_depth.main, *flags)[0] == 0
+    assert (tmp_path / "checkpoints/rgb_depth_simulated_BS4_Lr0.003/last.pth").is_file()
+
+
+def test_weights_and_biases_offline(rooms, tmp_path, run_cli, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    code, _, _ = run_cli(train_rgb_depth.main, *arguments(rooms, tmp_path, "--nb_epochs", 1, "--use_wandb"))
+    assert code == 0
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("flags", [("--precision", "32", "--deterministic"), ("--optimizer", "SGD"),
+                                   ("--scheduler", "step", "--optimizer", "Adam"), ("--no-bilinear",)])  # fmt: skip
+def test_flags_that_change_how_it_runs(rooms, tmp_path, run_cli, flags):
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    limits = ("--limit_train_batches", 2, "--limit_val_batches", 1, "--nb_epochs", 1)
+    code, _, errors = run_cli(train_rgb_depth.main, *arguments(rooms, tmp_path, *limits, *flags))
+    torch.use_deterministic_algorithms(deterministic)
+    assert (code, errors) == (0, "")
+    assert not [key for key in weights(tmp_path) if "_orig_mod" in key or "module." in key]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_leaves_no_trace_in_the_keys(rooms, tmp_path, run_cli):
+    limits = ("--limit_train_batches", 2, "--limit_val_batches", 1, "--nb_epochs", 1, "--compile")
+    assert run_cli(train_rgb_depth.main, *arguments(rooms, tmp_path, *limits))[0] == 0
+    assert weights(tmp_path).keys() == create_model("rgb_depth", base_channels=4).state_dict().keys()
+
+
+def test_few_labels_make_a_short_epoch(rooms, tmp_path, run_cli):
+    code, out, _ = run_cli(
+        train_rgb_depth.main, *arguments(rooms, tmp_path, "--nb_epochs", 1, "--label_fraction", 0.5, "--batch_size", 2)
+    )
+    assert code == 0
+    assert "6 of 12 training pairs have depth" in out
+    assert len((tmp_path / "logs/e/steps.csv").read_text().splitlines()) == 1 + 3
+
+
+@pytest.mark.parametrize("write", [write_batvision_v1, write_batvision_v2, write_nyu_b])
+def test_every_data_set_trains(write, tmp_path, run_cli):
+    name = {"write_batvision_v1": "batvisionv1", "write_batvision_v2": "batvisionv2", "write_nyu_b": "nyu"}[
+        write.__name__
+    ]
+    write(tmp_path / "data")
+    code, out, errors = run_cli(
+        train_rgb_depth.main, "--dataset", name, "--dataset_dir", tmp_path / "data", "--output_dir", tmp_path, *SMALL,
+        "--nb_epochs", 1, "--experiment_name", "e",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert "epoch 1" in out
+
+
+def test_real_frames_in_nyu_folders_train(samples_dir, tmp_path, run_cli):
+    import shutil
+
+    frames = sorted((samples_dir / "livingroom" / "image").glob("*.jpg"))
+    for split, part in (("train", frames[:36]), ("test", frames[36:])):
+        for kind in ("rgb", "depth"):
+            (tmp_path / "nyu" / split / kind).mkdir(parents=True)
+        for frame in part:
+            shutil.copy(frame, tmp_path / "nyu" / split / "rgb")
+            shutil.copy(samples_dir / "livingroom" / "depth" / f"{frame.stem}.png", tmp_path / "nyu" / split / "depth")
+    code, _, errors = run_cli(
+        train_rgb_depth.main, "--dataset", "nyu", "--dataset_dir", tmp_path / "nyu", "--output_dir", tmp_path, *SMALL,
+        "--nb_epochs", 2, "--experiment_name", "e",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    with (tmp_path / "results/e/metrics.csv").open(newline="") as file:
+        errors = [float(row["val_rmse"]) for row in csv.DictReader(file)]
+    assert all(0.05 < error < 6 for error in errors), "metres of a living room"
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def refused(run_cli, folder, *flags):
+    code, _, errors = run_cli(train_rgb_depth.main, *flags)
+    assert code == 2
+    assert len(errors.strip().splitlines()) == 1, errors
+    assert "Traceback" not in errors
+    assert not (Path(folder) / "checkpoints").exists(), "nothing is written before all is in order"
+    return errors
+
+
+def test_a_missing_folder_says_where_the_data_is(tmp_path, run_cli):
+    errors = refused(run_cli, tmp_path, "--dataset_dir", tmp_path / "nowhere", "--output_dir", tmp_path)
+    assert str(tmp_path / "nowhere") in errors
+    assert "--dataset simulated" in errors
+    assert "HYLZNL" in errors
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_is_named_with_its_row(tmp_path, run_cli, workers):
+    write_batvision_v2(tmp_path / "data", locations=["Hall"])
+    row = read_csv(tmp_path / "data/Hall/train.csv")[3]
+    picture = tmp_path / "data/Hall/camera" / row[8]
+    picture.write_bytes(picture.read_bytes()[:100])
+    flags = (
+        "--dataset_dir",
+        tmp_path / "data",
+        "--output_dir",
+        tmp_path,
+        *SMALL,
+        "--batch_size",
+        2,
+        "--num_workers",
+        workers,
+    )
+    code, _, errors = run_cli(train_rgb_depth.main, *flags, "--nb_epochs", 1)
+    assert code == 2
+    assert len(errors.strip().splitlines()) == 1, errors
+    assert picture.name in errors
+    assert "row 4" in errors
+
+
+def test_a_row_whose_file_is_absent(tmp_path, run_cli):
+    write_batvision_v2(tmp_path / "data", locations=["Hall"])
+    set_cell(tmp_path / "data/Hall/train.csv", 3, "depth file name", "gone.npy")
+    errors = refused(run_cli, tmp_path, "--dataset_dir", tmp_path / "data", "--output_dir", tmp_path, *SMALL)
+    assert "gone.npy" in errors
+    assert "row 3" in errors
+
+
+def test_a_split_without_one_valid_pixel(tmp_path, run_cli):
+    write_batvision_v2(tmp_path / "data", locations=["Hall"])
+    for row in read_csv(tmp_path / "data/Hall/val.csv")[1:]:
+        np.save(tmp_path / "data/Hall/depth" / row[11], np.zeros((24, 40), np.uint16))
+    errors = refused(run_cli, tmp_path, "--dataset_dir", tmp_path / "data", "--output_dir", tmp_path, *SMALL)
+    assert "val" in errors
+    assert "valid depth" in errors
+
+
+def test_pictures_without_depth(tmp_path, run_cli):
+    write_images(tmp_path / "data")
+    flags = ("--dataset", "images", "--dataset_dir", tmp_path / "data", "--output_dir", tmp_path)
+    assert "depth" in refused(run_cli, tmp_path, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--image_size", 100), "96 or 112"),
+        (("--max_depth", 1, "--min_depth", 2), "--min_depth"),
+        (("--experiment_name", "a/b"), "a/b"),
+        (("--precision", "16"), "--precision 16"),
+        (("--gpu_ids", "0,97"), "--gpu_ids"),
+        (("--stop_after_epoch", 300), "--stop_after_epoch"),
+        (("--holdout_location", "Cellar"), "Cellar"),
+        (("--checkpoints", 3), "checkpoint_0003.pth"),
+        (("--resume",), "last.pth"),
+        (("--init_from", "nobody"), "nobody"),
+        (("--label_fraction", 0), "label"),
+    ],
+)
+def test_flags_that_cannot_be_honoured(rooms, tmp_path, run_cli, flags, named):
+    base = ["--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, *SMALL]
+    assert named in refused(run_cli, tmp_path, *base, *flags)
+
+
+@pytest.mark.parametrize("flags", [("--nb_epochs", "0"), ("--learning_rate", "nan"), ("--label_fraction", "1.5"),
+                                   ("--batch", "4"), ("--gpu_ids", "0,0"), ("--resume", "--overwrite")])  # fmt: skip
+def test_argument_errors_keep_argparses_form(run_cli, flags):
+    code, _, errors = run_cli(train_rgb_depth.main, *flags)
+    assert code == 2
+    assert errors.startswith("usage: train_rgb_depth.py")
+
+
+def test_a_checkpoint_of_another_shape(rooms, unbroken, run_cli):
+    flags = arguments(rooms, unbroken, "--resume", "--base_channels", 8, "--nb_epochs", 9)
+    code, _, errors = run_cli(train_rgb_depth.main, *flags)
+    assert code == 2
+    assert "base_channels=4" in errors
+
+
+def test_weights_without_training_state_do_not_resume(rooms, unbroken, run_cli):
+    best = unbroken / "checkpoints/e/best_model.pth"
+    code, _, errors = run_cli(train_rgb_depth.main, *arguments(rooms, unbroken, "--checkpoints", best))
+    assert code == 2
+    assert "--init_from" in errors
+
+
+def test_a_finished_run_says_so(rooms, unbroken, run_cli):
+    code, _, errors = run_cli(train_rgb_depth.main, *arguments(rooms, unbroken, "--resume", "--nb_epochs", 4))
+    assert code == 2
+    assert "done already" in errors
+
+
+# ------------------------------------------------------------------------------------------------------------ the menu
+
+
+def example(number, *more, **environment):
+    return subprocess.run(
+        ["bash", REPOSITORY / "run_rgb_depth_examples.sh", str(number), *map(str, more)],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )  # fmt: skip
+
+
+EXPECTED = {
+    1: {"experiment_name": "rgb_depth_basic", "batch_size": 64, "learning_rate": 1e-4},
+    2: {"use_wandb": True},
+    3: {"base_channels": 32, "batch_size": 128, "learning_rate": 2e-4},
+    4: {"base_channels": 96, "batch_size": 32, "learning_rate": 5e-5},
+    5: {"experiment_name": "before", "checkpoints": "7"},
+    6: {"base_channels": 64, "batch_size": 64, "learning_rate": 1e-4, "nb_epochs": 200, "use_wandb": True,
+        "experiment_name": "rgb_teacher_for_kd"},
+    7: {"lambda_smooth": 0.2},
+    8: {"dataset": "batvisionv1"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_every_example_parses(number):
+    import shlex
+
+    given = ("before", "7") if number == 5 else ()
+    printed = example(number, *given, "--seed", 3, DRY_RUN="1")
+    assert printed.returncode == 0
+    command = shlex.split(printed.stdout)
+    assert command[1].endswith("train_rgb_depth.py")
+    args = vars(train_rgb_depth.create_parser().parse_args(command[2:]))
+    assert args["seed"] == 3
+    assert {key: args[key] for key in EXPECTED[number]} == EXPECTED[number]
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_every_example_starts(number, rooms, unbroken, tmp_path):
+    given = ()
+    if number == 5:
+        import shutil
+
+        shutil.copytree(unbroken / "checkpoints", tmp_path / "checkpoints")
+        given = ("e", "2")
+    done = example(
+        number, *given, "--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, *SMALL,
+        "--nb_epochs", 3, "--stop_after_epoch", 3 if number == 5 else 1, "--limit_train_batches", 2,
+        "--limit_val_batches", 1, WANDB_MODE="offline",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "done:" in done.stdout
+
+
+def test_the_menu_refuses_what_it_has_not():
+    done = example(9)
+    assert done.returncode == 2
+    assert "1 to 8" in done.stderr
+
+
+def test_two_processes_under_torchrun(rooms, tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 2)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    done = subprocess.run([*torchrun, REPOSITORY / "train_rgb_depth.py", *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stdout
+    assert done.stdout.count("epoch 2:") == 1, "one process speaks"
+    with (tmp_path / "results/e/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["val_n_images"] for row in rows] == ["4", "4"], "every validation sample once"
+    assert load_checkpoint(tmp_path / "checkpoints/e/last.pth")["processes"] == 2
