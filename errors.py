@@ -7,6 +7,7 @@ Anything else that is raised is a defect of this toolkit and keeps its traceback
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ def from_worker(error: UserError) -> UserError:
 def run_script(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     """Run a script's ``main`` and exit: 0 when it returns, 2 with one line on a :class:`UserError`, 130 on Ctrl-C."""
     script = Path(sys.argv[0]).name
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a scheduler's notice ends a run as Ctrl-C does
     try:
         main(None)
     except UserError as error:

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from dataloaders import DATASETS, create_dataset, create_loader
-from errors import DataError, run_script
+from errors import DataError, OptionError, run_script
 from models import DepthModel
 from training import loop, options
 from training.baselines import FixedPrediction, fit_baselines
@@ -30,16 +30,18 @@ CASES = 3  # best and worst samples in the picture, of each
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="any .pth of a training script")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="any .pth of a training script")
     group = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     group.add_argument("--dataset", choices=sorted(DATASETS), help="any data set that has what the model takes")
-    group.add_argument("--dataset_dir", type=Path, help="its folder")
+    group.add_argument("--dataset_dir", type=Path, metavar="DIR", help="its folder")
     group.add_argument("--split", choices=("train", "val", "test"), default="test", help="which samples")
     group.add_argument(
         "--holdout_location", metavar="NAME[,NAME]", help="as in training: test is these locations alone"
     )
-    group.add_argument("--batch_size", type=options.positive_int, default=32, help="per step; does not change a figure")
-    group.add_argument("--num_workers", type=options.non_negative_int, default=4, help="loader processes")
+    group.add_argument(
+        "--batch_size", type=options.positive_int, default=32, metavar="N", help="per step; does not change a figure"
+    )
+    group.add_argument("--num_workers", type=options.non_negative_int, default=4, metavar="N", help="loader processes")
     group = parser.add_argument_group("report")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     group.add_argument("--per_location", action="store_true", help="a table by location")
@@ -47,8 +49,10 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--cases", type=Path, metavar="PNG", help="(default: results/<experiment>/<data>_<split>_cases.png)"
     )
-    group.add_argument("--output_dir", type=Path, default=Path(), help="holds results/")
-    options.add_device_options(parser)
+    group.add_argument("--output_dir", type=Path, default=Path(), metavar="DIR", help="holds results/")
+    group = parser.add_argument_group("device")
+    group.add_argument("--gpu_ids", type=options.gpu_list, metavar="N", help="the GPU to use (default: the first)")
+    options.add_precision_option(group)
     return parser
 
 
@@ -56,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, score, report."""
     args = create_parser().parse_args(argv)
     options.check_device(args)
+    if len(args.gpu_ids or []) > 1:
+        raise OptionError("--gpu_ids: evaluate.py runs on one GPU; name one")
     checkpoint = load_checkpoint(args.checkpoint)
     model = restore_model(checkpoint, args.checkpoint)
     data = data_options(args, checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -234,6 +235,19 @@ def test_two_processes_at_once_write_one_data_set(batvision, tmp_path):
         process.communicate(timeout=60)
     assert [process.returncode for process in both] == [0, 0]
     assert content(tmp_path / "rooms") == content(batvision)
+
+
+def test_second_process_waits_for_the_first(tmp_path):
+    with (tmp_path / ".simulation-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        options = ("--train", 1, "--val", 0, "--test", 0, "--image_size", 16, "--workers", 1)
+        process = subprocess.Popen(command(tmp_path, *options), stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("waiting for another process")
+        time.sleep(0.2)
+        assert process.poll() is None and not is_simulated(tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and is_complete(tmp_path)
 
 
 # ---- refusals

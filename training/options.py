@@ -22,7 +22,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults, but not those that say nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS):
+        if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
 
@@ -88,16 +88,27 @@ def add_data_options(parser: argparse.ArgumentParser, *, dataset: str = "batvisi
     """Add what decides which samples a script trains on; ``hears``: also how echoes become spectrograms."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=sorted(DATASETS), default=dataset, help="simulated needs no download")
-    group.add_argument("--dataset_dir", type=Path, help="its folder (default: data/BatvisionV2 and the like)")
-    group.add_argument("--image_size", type=positive_int, default=256, help="side of input and depth map [pixels]")
     group.add_argument(
-        "--max_depth", type=positive_float, help="cap [m] (default: 12 for V1 and simulated, 30 for V2, 10 for nyu)"
+        "--dataset_dir", type=Path, metavar="DIR", help="its folder (default: data/BatvisionV2 and the like)"
     )
-    group.add_argument("--min_depth", type=positive_float, default=1e-3, help="nearer depth is invalid [m]")
-    group.add_argument("--num_workers", type=non_negative_int, default=4, help="loader processes")
+    group.add_argument(
+        "--image_size", type=positive_int, default=256, metavar="N", help="side of input and depth map [pixels]"
+    )
+    group.add_argument(
+        "--max_depth",
+        type=positive_float,
+        metavar="M",
+        help="cap [m] (default: 12 for V1 and simulated, 30 for V2, 10 for nyu)",
+    )
+    group.add_argument(
+        "--min_depth", type=positive_float, default=1e-3, metavar="M", help="nearer depth is invalid [m]"
+    )
+    group.add_argument("--num_workers", type=non_negative_int, default=4, metavar="N", help="loader processes")
     group.add_argument("--holdout_location", metavar="NAME[,NAME]", help="keep these locations for the test split")
-    group.add_argument("--label_fraction", type=fraction, default=1.0, help="share of training pairs with depth")
-    group.add_argument("--label_seed", type=non_negative_int, default=0, help="draws the labelled pairs")
+    group.add_argument(
+        "--label_fraction", type=fraction, default=1.0, metavar="F", help="share of training pairs with depth"
+    )
+    group.add_argument("--label_seed", type=non_negative_int, default=0, metavar="N", help="draws the labelled pairs")
     group.add_argument("--augment", action="store_true", help="mirror image, depth and ears together; jitter RGB")
     if hears:
         add_audio_options(group)
@@ -114,11 +125,13 @@ def add_optimization_options(
 ) -> None:
     """Add the optimiser's flags."""
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="over all processes together")
-    group.add_argument("--learning_rate", type=positive_float, default=learning_rate, help="at the start")
-    group.add_argument("--nb_epochs", type=positive_int, default=200, help="number of epochs")
+    group.add_argument(
+        "--batch_size", type=positive_int, default=batch_size, metavar="N", help="over all processes together"
+    )
+    group.add_argument("--learning_rate", type=positive_float, default=learning_rate, metavar="LR", help="at the start")
+    group.add_argument("--nb_epochs", type=positive_int, default=200, metavar="N", help="number of epochs")
     group.add_argument("--optimizer", choices=("Adam", "AdamW", "SGD"), default="AdamW", help="SGD: momentum 0.9")
-    group.add_argument("--weight_decay", type=non_negative_float, default=0.01, help="of the weights")
+    group.add_argument("--weight_decay", type=non_negative_float, default=0.01, metavar="W", help="of the weights")
     group.add_argument(
         "--scheduler",
         choices=("none", "cosine", "step"),
@@ -133,31 +146,39 @@ def add_optimization_options(
 def add_experiment_options(parser: argparse.ArgumentParser, *, wandb_project: str) -> None:
     """Add where a run is kept, how it goes on, and where it is logged."""
     group = parser.add_argument_group("experiment")
-    group.add_argument("--experiment_name", help="(default: <stage>_<dataset>_BS<batch>_Lr<lr>)")
-    group.add_argument("--output_dir", type=Path, default=Path(), help="holds checkpoints/, results/ and logs/")
-    group.add_argument("--save_frequency", type=positive_int, default=2, help="epochs between checkpoints and pictures")
+    group.add_argument("--experiment_name", metavar="NAME", help="(default: <stage>_<dataset>_BS<batch>_Lr<lr>)")
+    group.add_argument(
+        "--output_dir", type=Path, default=Path(), metavar="DIR", help="holds checkpoints/, results/ and logs/"
+    )
+    group.add_argument(
+        "--save_frequency", type=positive_int, default=2, metavar="N", help="epochs between checkpoints and pictures"
+    )
     start = group.add_mutually_exclusive_group()
     start.add_argument("--checkpoints", metavar="EPOCH|FILE", help="resume from that epoch's checkpoint")
     start.add_argument("--resume", action="store_true", help="resume from last.pth")
     start.add_argument("--init_from", metavar="NAME|FILE", help="take an experiment's weights and start at epoch 0")
     start.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
     group.add_argument("--use_wandb", action="store_true", help="log to Weights & Biases (WANDB_MODE=offline works)")
-    group.add_argument("--wandb_project", default=wandb_project, help="its project")
+    group.add_argument("--wandb_project", default=wandb_project, metavar="NAME", help="its project")
 
 
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Add where and how the network is computed."""
-    group = parser.add_argument_group("device")
-    group.add_argument("--gpu_ids", type=gpu_list, metavar="0,1,...", help="one process per GPU (default: the first)")
-    group.add_argument("--num_nodes", type=positive_int, default=1, help="machines, each started by torchrun or SLURM")
+def add_precision_option(group: argparse._ArgumentGroup) -> None:
+    """Add how exactly the network is computed."""
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the device's flags and what decides whether a run repeats itself."""
-    add_device_options(parser)
+    """Add where the network is computed, and what decides whether a run repeats itself."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--gpu_ids", type=gpu_list, metavar="0,1,...", help="one process per GPU (default: the first)")
+    group.add_argument(
+        "--num_nodes", type=positive_int, default=1, metavar="N", help="machines, each started by torchrun or SLURM"
+    )
+    add_precision_option(group)
     group = parser.add_argument_group("repeatability and speed")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="of the weights, the order and augmentation")
+    group.add_argument(
+        "--seed", type=non_negative_int, default=0, metavar="N", help="of the weights, the order and augmentation"
+    )
     group.add_argument("--deterministic", action="store_true", help="refuse operations that do not repeat bit for bit")
     group.add_argument("--compile", action="store_true", help="torch.compile the training step")
 

@@ -87,8 +87,11 @@ def run_training(
         task.compile()
     wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
     progress = restore_training(start, fabric, task, optimizer, scheduler)
-    if progress.epoch >= args.nb_epochs:
-        raise OptionError(f"{start.path}: epoch {progress.epoch} is done already; give more --nb_epochs to go on")
+    last = args.stop_after_epoch or args.nb_epochs
+    if progress.epoch >= last:
+        raise OptionError(
+            f"{start.path}: epoch {progress.epoch} of {last} is done already; ask for more epochs to go on"
+        )
 
     notes = experiment.begin(args, start) if fabric.is_global_zero else []
     fabric.barrier()
@@ -126,22 +129,37 @@ def run_training(
 
     plan = Plan(
         epochs=args.nb_epochs,
-        stop_after=args.stop_after_epoch or args.nb_epochs,
+        stop_after=last,
         seed=args.seed,
         limit_train=args.limit_train_batches,
         limit_val=args.limit_val_batches,
         on_epoch_end=on_epoch_end,
     )
-    loop.fit(
-        fabric, wrapped, wrapped_optimizer, scheduler, train_loader, val_loader,
-        student=student, progress=progress, plan=plan, log=log,
-    )  # fmt: skip
-    if fabric.is_global_zero:
-        save_curves(experiment.results / "curves.png", log.rows())
-        best = f"best epoch {progress.best_epoch}, validation RMSE {progress.best:.4f} m"
-        log.say(f"done: {best if progress.best_epoch else 'no epoch had a valid metric'}")
-        log.say(f"model: {experiment.checkpoints / 'best_model.pth'}; pictures and curves: {experiment.results}/")
-    log.close()
+    try:
+        loop.fit(
+            fabric, wrapped, wrapped_optimizer, scheduler, train_loader, val_loader,
+            student=student, progress=progress, plan=plan, log=log,
+        )  # fmt: skip
+        conclude(args, experiment, progress, log)
+    except KeyboardInterrupt:
+        log.say(
+            f"interrupted in epoch {progress.epoch + 1}; the same command with --resume goes on after {progress.epoch}"
+        )
+        raise
+    finally:
+        log.close()
+
+
+def conclude(args: argparse.Namespace, experiment: Experiment, progress: Progress, log: RunLog) -> None:
+    """Draw the curves and say where everything is."""
+    if not log.enabled:
+        return
+    save_curves(experiment.results / "curves.png", log.rows())
+    best = f"best epoch {progress.best_epoch}, validation RMSE {progress.best:.4f} m"
+    log.say(f"done: {best if progress.best_epoch else 'no epoch had a valid metric'}")
+    if progress.epoch < args.nb_epochs:
+        log.say(f"stopped after epoch {progress.epoch} of {args.nb_epochs}: the same command with --resume goes on")
+    log.say(f"model: {experiment.checkpoints / 'best_model.pth'}; pictures and curves: {experiment.results}/")
 
 
 def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:

@@ -1,0 +1,74 @@
+"""Every command in a document is parsed by the real parser; every link inside the repository leads somewhere."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("benchmarks/*.md")])
+USERS = REPOSITORY.parent / "shared" / "spec" / "user_documents"
+
+# What the early documents of the RGB teacher also mention, and other scripts answer.
+NOT_OF_THE_TEACHER = {"verify_feature_compatibility.py", "train_binaural_attention.py", "train_distillation.py"}
+# Flags that stand for a file a reader has; the parser is given the line as it is.
+RUNNABLE = re.compile(r"^(?:\w+=\S+ )*(python3?|\.venv/bin/python|bash|make)\s")
+
+
+def commands(document):
+    """Yield the commands in a document's shell blocks, continued lines joined, comments cut."""
+    for block in re.findall(r"```(?:bash|sh|shell)\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.strip()
+            if RUNNABLE.match(line):
+                yield shlex.split(line, comments=True)
+
+
+def all_commands(documents):
+    return [pytest.param(words, id=f"{d.name}: {' '.join(words)[:70]}") for d in documents for words in commands(d)]
+
+
+def check(words):
+    while "=" in words[0] and not words[0].startswith("-"):
+        words = words[1:]
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        assert all(word in targets for word in words[1:] if "=" not in word)
+        return
+    script = REPOSITORY / words[1]
+    if words[1] == "-m":
+        return
+    assert script.is_file(), f"{words[1]} is not here"
+    if words[0] == "bash":
+        assert all(re.fullmatch(r"[1-8]", word) for word in words[2:3])
+        return
+    module = importlib.import_module(".".join(Path(words[1]).with_suffix("").parts))
+    module.create_parser().parse_args(words[2:])
+
+
+@pytest.mark.parametrize("words", all_commands(DOCUMENTS))
+def test_our_documents_commands_parse(words):
+    check(words)
+
+
+def test_our_documents_have_commands():
+    assert len(all_commands(DOCUMENTS)) > 10
+
+
+@pytest.mark.parametrize("name", ["rgb_depth_readme.md", "rgb_summary.md"])
+def test_the_users_commands_for_the_teacher_parse(name):
+    if not USERS.is_dir():
+        pytest.skip(f"the users' documents are not here ({USERS})")
+    found = [words for words in commands(USERS / name) if not NOT_OF_THE_TEACHER & set(words)]
+    assert len(found) >= 3
+    for words in found:
+        check(words)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
