@@ -323,6 +323,13 @@ def test_script_says_what_is_wrong_in_one_line(batvision, tmp_path):
     assert result.stderr.startswith("simulate_rooms.py: error: ") and result.stderr.count("\n") == 1
 
 
+def test_script_runs_from_any_folder(tmp_path):
+    (tmp_path / "simulation.py").write_text("raise RuntimeError('not this one')\n")
+    options = ("--train", 1, "--val", 0, "--test", 0, "--image_size", 16, "--workers", 1)
+    subprocess.run(command("rooms", *options), cwd=tmp_path, check=True, capture_output=True)
+    assert is_complete(tmp_path / "rooms")
+
+
 def test_script_takes_no_abbreviations_and_writes_through_main(tmp_path, capsys):
     with pytest.raises(SystemExit):
         simulate_rooms.main(["--output", str(tmp_path / "rooms"), "--image", "32"])
