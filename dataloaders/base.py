@@ -264,7 +264,7 @@ class DepthDataset(Dataset):
         BatVision copies without the camera folders keep their camera columns; they are whole but for the pictures.
         """
         supplied = {name for name in self.can_supply if any(row.has(name) for row in self.rows)}
-        if "rgb" in supplied and "audio" in supplied:
+        if "rgb" in supplied and "audio" in self.can_supply:
             pictures = (path for row in self.rows for path in row.files.get("rgb", ()))
             if not any(path in self._listing for path in pictures):
                 supplied.discard("rgb")

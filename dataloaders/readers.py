@@ -104,7 +104,7 @@ class Table:
             with Path(path).open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.reader(file)
                 self.header = [name.strip() for name in next(reader, [])]
-                self.rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+                self.rows = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
         except FileNotFoundError:
             raise DataError(f"{path} is missing; copy it from the data set") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -160,7 +160,7 @@ class Listing:
         self._folders: dict[str, frozenset[str]] = {}
 
     def __contains__(self, path: str) -> bool:
-        folder, name = os.path.split(path)
+        folder, _, name = path.rpartition("/")
         if folder not in self._folders:
             try:
                 with os.scandir(folder or ".") as entries:

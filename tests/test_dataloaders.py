@@ -220,6 +220,7 @@ def labelled_ids(root, fraction, label_seed=0, **options):
 def test_label_fraction_is_nested_and_its_seed_is_its_own(v2):
     shares = {fraction: labelled_ids(v2, fraction) for fraction in (0, 0.01, 0.25, 0.5, 1)}
     assert [len(shares[fraction]) for fraction in (0, 0.01, 0.25, 0.5, 1)] == [0, 1, 3, 6, 12]
+    assert shares[0.5] != {f"Attic/{number}" for number in range(1, 7)}  # not simply the first ones
     assert shares[0.01] < shares[0.25] < shares[0.5] < shares[1]
     assert labelled_ids(v2, 0.5, seed=7) == shares[0.5]
     assert labelled_ids(v2, 0.5, label_seed=1) != shares[0.5]

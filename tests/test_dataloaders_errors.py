@@ -85,7 +85,8 @@ def test_missing_v1_column(v1):
 
 def test_other_spellings_and_columns_do_no_harm(v1, v2):
     rows = read_csv(v2 / "Attic/train.csv")
-    rows = [["extra", *row] for row in rows]
+    place = rows[0].index("audio path")  # first, so that the byte order mark stands before a name that counts
+    rows = [[row[place], *row[:place], *row[place + 1 :], "extra"] for row in rows]
     rows[0] = [f" {name} " for name in rows[0]]
     write_csv(v2 / "Attic/train.csv", [*rows[:2], [], *rows[2:]])
     content = (v2 / "Attic/train.csv").read_bytes()
