@@ -25,7 +25,8 @@ def build(root: Path, settings: Settings, split: str, index: int) -> None:
 
 def main() -> None:
     """Serve the lines of standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent closes our input
+    for stop in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the parent ends, which closes our input
+        signal.signal(stop, signal.SIG_IGN)
     root, settings = Path(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
     for line in sys.stdin:
         split, index = line.split()

@@ -209,7 +209,8 @@ def test_killed_run_is_continued_to_the_same_bytes(tmp_path):
     assert is_complete(broken) and content(broken) == content(whole)
 
 
-def test_interrupted_run_exits_130_and_goes_on(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_says_so_in_one_line(tmp_path, stop):
     options = ("--train", 300, "--val", 0, "--test", 0, "--image_size", 48, "--workers", 1)
     process = subprocess.Popen(
         command(tmp_path / "rooms", *options), stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -218,7 +219,7 @@ def test_interrupted_run_exits_130_and_goes_on(tmp_path):
     while not list(tmp_path.glob("rooms/*/depth/*.npy")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C: to parent and workers
+    os.killpg(process.pid, stop)  # as a terminal or a batch system does: to parent and workers
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.splitlines() == ["simulate_rooms.py: interrupted"]
