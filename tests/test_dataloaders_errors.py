@@ -87,14 +87,14 @@ def test_other_spellings_and_columns_do_no_harm(v1, v2):
     rows = read_csv(v2 / "Attic/train.csv")
     place = rows[0].index("audio path")  # first, so that the byte order mark stands before a name that counts
     rows = [[row[place], *row[:place], *row[place + 1 :], "extra"] for row in rows]
-    rows[0] = [f" {name} " for name in rows[0]]
+    rows[0] = [f"{name} " for name in rows[0]]
     write_csv(v2 / "Attic/train.csv", [*rows[:2], [], *rows[2:]])
     content = (v2 / "Attic/train.csv").read_bytes()
     (v2 / "Attic/train.csv").write_bytes(b"\xef\xbb\xbf" + content)
     dataset = create_dataset("batvisionv2", v2, "train", 16)
     assert len(dataset) == 3 and dataset.row_name(1).endswith("train.csv, row 4")
 
-    for old, new in {"audio path left": "Audio_Path_Left", "depth path": "Depth path file"}.items():
+    for old, new in {"audio path left": "Audio_Path_Left", "depth path": " Depth path file"}.items():
         set_cell(v1 / "train.csv", 1, old, new)
     assert set(create_dataset("batvisionv1", v1, "train", 16)[0]) == {"audio", "rgb", "depth", "id", "index"}
 
