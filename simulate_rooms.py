@@ -15,7 +15,7 @@ from errors import run_script
 from simulation import is_complete, write_dataset
 
 
-def build_parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
     """The script's options."""
     parser = argparse.ArgumentParser(
         description="Simulate furnished rooms: RGB image, depth map and binaural echo from one geometry. A run that "
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulate what the command line asks for."""
-    args = build_parser().parse_args(argv)
+    args = create_parser().parse_args(argv)
     begun_complete = is_complete(args.output)
     write_dataset(args.output, args.format, args.train, args.val, args.test, args.image_size, args.seed, args.workers)
     rooms = args.train + args.val + args.test
