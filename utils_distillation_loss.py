@@ -1,0 +1,256 @@
+"""Every distillation loss: pure functions, then thin modules around them.
+
+Response losses hold a student's depth map against a teacher's and return one value per image, [B]. Feature losses hold
+one level of a student's features against the same level of a teacher's; they too return [B], except that of the Gram
+matrices, which compares the images of a batch with each other and returns one scalar. ``training.task`` averages.
+
+All run in float32, whatever the precision of the networks. Identical inputs give 0. The teacher's side is detached, so
+gradients reach the student and the adapters alone. An image without a valid pixel gives 0 with a gradient of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from errors import OptionError
+from training.depth_losses import l1_loss, masked_mean, silog_loss
+
+TEMPERATURE = 4.0  # of channel-wise distillation, as in its paper
+UNIT_EPS = 1e-6  # the shortest vector that is brought to unit length
+SPREAD_EPS = 1e-4  # the smallest mean deviation that a disparity map is divided by
+NEAREST = 0.1  # metres; what is nearer counts as this near, so that a disparity and its slope stay bounded
+
+# ------------------------------------------------------------------------------------------------------------ responses
+
+
+def mse_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error in square metres over the valid pixels of [B, 1, H, W] maps: [B]."""
+    return masked_mean((prediction.float() - target.float()).square(), valid)
+
+
+def masked_median(x: Tensor, valid: Tensor) -> Tensor:
+    """Lower median of each image's valid pixels: [B, 1, H, W] -> [B, 1, 1, 1]; 0 where an image has none."""
+    ranked = x.masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values  # [B, H * W], the valid ones first
+    count = valid.flatten(1).sum(dim=1, keepdim=True)  # [B, 1]
+    median = ranked.gather(1, (count - 1).clamp(min=0) // 2)  # [B, 1]
+    return torch.where(count > 0, median, 0.0)[:, :, None, None]
+
+
+def normalize_disparity(disparity: Tensor, valid: Tensor) -> Tensor:
+    """Take scale and shift out of each image: (d - median d) / mean |d - median d|, 0 where not valid: [B, 1, H, W].
+
+    The robust alignment of MiDaS (Ranftl et al., TPAMI 2020, eq. 6), with median and mean over the valid pixels.
+
+    Args:
+        disparity: [B, 1, H, W], large = near; may be NaN or infinite where not valid.
+        valid: bool [B, 1, H, W].
+    """
+    d = torch.where(valid, disparity, 0.0).float()
+    centred = torch.where(valid, d - masked_median(d, valid), 0.0)
+    spread = masked_mean(centred.abs(), valid)  # [B]
+    return centred / spread.clamp(min=SPREAD_EPS)[:, None, None, None]
+
+
+def scale_shift_invariant_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """Mean |N(s) - N(t)| over the valid pixels, with N of :func:`normalize_disparity`: [B].
+
+    The same for a s + b as for s, with any a > 0: a teacher whose scale is unknown teaches shape alone.
+
+    Args:
+        student: disparity [B, 1, H, W].
+        teacher: disparity [B, 1, H, W].
+        valid: bool [B, 1, H, W].
+    """
+    difference = normalize_disparity(student, valid) - normalize_disparity(teacher.detach(), valid)
+    return masked_mean(difference.abs(), valid)
+
+
+def depth_to_disparity(depth: Tensor) -> Tensor:
+    """Depth in metres -> 1 / depth in 1/m, of the same shape; nearer than ``NEAREST`` counts as ``NEAREST``."""
+    return depth.float().clamp(min=NEAREST).reciprocal()
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of [B, C, H, W] features: [B]. Hints (Romero et al., FitNets, ICLR 2015)."""
+    return (student.float() - teacher.detach().float()).square().mean(dim=(1, 2, 3))
+
+
+def feature_cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over the positions of 1 - cos(s, t), along the channels of [B, C, H, W] features: [B].
+
+    Written as half the squared distance of the unit vectors, which is the same, and 0 where both are zero.
+    """
+    s = F.normalize(student.float(), dim=1, eps=UNIT_EPS)
+    t = F.normalize(teacher.detach().float(), dim=1, eps=UNIT_EPS)
+    return (s - t).square().sum(dim=1).mean(dim=(1, 2)) / 2
+
+
+def channel_wise_loss(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """KL divergence between where student and teacher look, channel by channel, of [B, C, H, W] features: [B].
+
+    T^2 / C sum_c KL(softmax(t_c / T) || softmax(s_c / T)), each softmax over the H * W positions of a channel (Shu et
+    al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021). A channel's size does not matter, only
+    where it is large.
+    """
+    s = F.log_softmax(student.float().flatten(2) / temperature, dim=2)  # [B, C, H * W]
+    t = F.log_softmax(teacher.detach().float().flatten(2) / temperature, dim=2)
+    divergence = F.kl_div(s, t, reduction="none", log_target=True).sum(dim=2)  # [B, C]
+    return temperature**2 * divergence.mean(dim=1)
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 / B^2 ||G_s - G_t||^2: which images of a batch are alike, to the student and to the teacher: a scalar.
+
+    G is A A^T with A the features [B, C * H * W], its rows brought to unit length (Tung and Mori, Similarity-Preserving
+    Knowledge Distillation, ICCV 2019). Channels and sizes may differ. One image has nothing to be alike: it gives 0.
+    """
+    return (_similarities(student) - _similarities(teacher.detach())).square().mean()
+
+
+def _similarities(features: Tensor) -> Tensor:
+    flat = features.float().flatten(1)  # [B, C * H * W]
+    with torch.autocast(features.device.type, enabled=False):
+        return F.normalize(flat @ flat.T, dim=1, eps=UNIT_EPS)  # [B, B]
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """||Q_s / |Q_s| - Q_t / |Q_t|||^2 with Q = sum_c A_c^2, of [B, C, H, W] features: [B], from 0 to 2.
+
+    Activation-based attention transfer (Zagoruyko and Komodakis, ICLR 2017), with the norm squared, so that its slope
+    at equality is finite. The numbers of channels may differ.
+    """
+    return (_attention(student) - _attention(teacher.detach())).square().sum(dim=1)
+
+
+def _attention(features: Tensor) -> Tensor:
+    return F.normalize(features.float().square().sum(dim=1).flatten(1), dim=1, eps=UNIT_EPS)  # [B, H * W]
+
+
+# -------------------------------------------------------------------------------------------------------------- modules
+
+RESPONSE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "l1": l1_loss,
+    "mse": mse_loss,
+    "silog": silog_loss,
+    "ssi": scale_shift_invariant_loss,
+}
+FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": feature_mse_loss,
+    "cosine": feature_cosine_loss,
+    "cwd": channel_wise_loss,
+    "similarity": similarity_loss,
+    "attention": attention_loss,
+}
+CHANNEL_BY_CHANNEL = frozenset({"mse", "cosine", "cwd"})  # these need equal widths, and so adapters where they differ
+ADAPTERS = ("all", "differing")
+
+
+class ResponseDistillation(nn.Module):
+    """A student's depth in metres against a teacher's answer: [B].
+
+    Args:
+        kind: a key of ``RESPONSE_LOSSES``. ``ssi`` turns depths into disparities first; the others compare metres.
+        teacher_output: ``metres`` or ``disparity``; the latter can be held against depth by ``ssi`` alone.
+        max_depth: metres; a teacher's depth beyond it counts as it, as a measured one does.
+
+    Raises:
+        OptionError: an unknown kind, or one that a teacher of disparities does not admit.
+    """
+
+    def __init__(self, kind: str = "l1", teacher_output: str = "metres", max_depth: float = torch.inf) -> None:
+        super().__init__()
+        if kind not in RESPONSE_LOSSES:
+            raise OptionError(f"there is no response loss {kind!r}; known are {', '.join(RESPONSE_LOSSES)}")
+        if teacher_output == "disparity" and kind != "ssi":
+            raise OptionError(
+                f"--response_loss {kind} compares metres, but the teacher answers with disparities of unknown scale; "
+                "use ssi"
+            )
+        self.kind = kind
+        self.teacher_output = teacher_output
+        self.max_depth = max_depth
+
+    def forward(self, depth: Tensor, taught: Tensor) -> Tensor:
+        """Compare depth [B, 1, H, W] in metres with the teacher's map [B, 1, H, W], at each pixel that it answers."""
+        taught = taught.detach().float()
+        valid = torch.isfinite(taught)
+        if self.teacher_output == "metres":
+            valid = valid & (taught > 0)
+            taught = taught.clamp(max=self.max_depth)
+        taught = torch.where(valid, taught, 1.0)  # NaN would come back through the slope of |x|
+        if self.kind == "ssi":
+            depth = depth_to_disparity(depth)
+            taught = taught if self.teacher_output == "disparity" else depth_to_disparity(taught)
+        return RESPONSE_LOSSES[self.kind](depth, taught, valid)
+
+
+class FeatureDistillation(nn.Module):
+    """A student's features against a teacher's, level by level.
+
+    Where channels are compared one by one (``CHANNEL_BY_CHANNEL``), a learned 1x1 convolution turns the student's into
+    the teacher's: two networks have no reason to number their channels alike. The teacher's levels are resized to the
+    student's size where these differ.
+
+    Args:
+        student_widths: channels of each level of the student.
+        teacher_widths: likewise of the teacher.
+        levels: those to compare.
+        kind: a key of ``FEATURE_LOSSES``.
+        adapt: ``all`` gives every level an adapter, ``differing`` those whose widths differ.
+        temperature: of ``cwd``.
+
+    Raises:
+        OptionError: an unknown kind or ``adapt``, no level, or one that either network does not have.
+    """
+
+    def __init__(
+        self,
+        student_widths: Mapping[str, int],
+        teacher_widths: Mapping[str, int],
+        levels: Sequence[str],
+        kind: str = "cwd",
+        adapt: str = "all",
+        temperature: float = TEMPERATURE,
+    ) -> None:
+        super().__init__()
+        if kind not in FEATURE_LOSSES:
+            raise OptionError(f"there is no feature loss {kind!r}; known are {', '.join(FEATURE_LOSSES)}")
+        if adapt not in ADAPTERS:
+            raise OptionError(f"there is no choice of adapters {adapt!r}; known are {', '.join(ADAPTERS)}")
+        for name, widths in (("student", student_widths), ("teacher", teacher_widths)):
+            missing = [level for level in levels if level not in widths]
+            if missing or not levels:
+                asked = " ".join(missing) or "(none)"
+                raise OptionError(f"--feature_levels {asked}: the levels of the {name} are {' '.join(widths)}")
+        self.levels = tuple(dict.fromkeys(levels))
+        self.kind = kind
+        self.temperature = temperature
+        self.adapters = nn.ModuleDict(
+            {
+                level: nn.Conv2d(student_widths[level], teacher_widths[level], 1, bias=False)
+                for level in self.levels
+                if kind in CHANNEL_BY_CHANNEL and (adapt == "all" or student_widths[level] != teacher_widths[level])
+            }
+        )
+
+    def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compare the levels [B, C, H, W] of two networks; each gives [B], or one scalar for ``similarity``."""
+        return {level: self._compare(level, student[level], teacher[level]) for level in self.levels}
+
+    def _compare(self, level: str, student: Tensor, teacher: Tensor) -> Tensor:
+        teacher = teacher.detach()
+        if teacher.shape[-2:] != student.shape[-2:]:  # the teacher's: a resize without a gradient repeats on any device
+            size = student.shape[-2:]
+            teacher = F.interpolate(teacher.float(), size, mode="bilinear", align_corners=False, antialias=True)
+        if level in self.adapters:
+            student = self.adapters[level](student)
+        if self.kind == "cwd":
+            return channel_wise_loss(student, teacher, self.temperature)
+        return FEATURE_LOSSES[self.kind](student, teacher)
