@@ -7,6 +7,8 @@ Anything else that is raised is a defect of this toolkit and keeps its traceback
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -52,6 +54,9 @@ def from_worker(error: UserError) -> UserError:
 def run_script(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     """Run a script's ``main`` and exit: 0 when it returns, 2 with one line on a :class:`UserError`, 130 on Ctrl-C."""
     script = Path(sys.argv[0]).name
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+    for room in ("dataloaders", "simulation"):  # what a reader must know: which scenes validate, what is simulated
+        logging.getLogger(room).setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a scheduler's notice ends a run as Ctrl-C does
     try:
         main(None)

@@ -75,7 +75,10 @@ class Experiment:
 
     def _checkpoint_path(self, epoch_or_file: str) -> Path:
         if epoch_or_file.isdecimal():
-            return self.checkpoints / f"checkpoint_{int(epoch_or_file):04d}.pth"
+            path = self.checkpoints / f"checkpoint_{int(epoch_or_file):04d}.pth"
+            last = self.checkpoints / "last.pth"  # every epoch has been there, not every one was kept
+            at_last = not path.is_file() and last.is_file() and load_checkpoint(last)["epoch"] == int(epoch_or_file)
+            return last if at_last else path
         path = Path(epoch_or_file)
         if self.written() and path.resolve().parent != self.checkpoints.resolve():
             raise OptionError(
