@@ -127,6 +127,16 @@ def test_going_back_to_an_epoch_sets_the_later_ones_aside(rooms, unbroken, tmp_p
     assert (tmp_path / "results/e/metrics.csv").read_bytes() == (unbroken / "results/e/metrics.csv").read_bytes()
 
 
+def test_another_learning_rate_is_taken_on_resuming(rooms, tmp_path, run_cli):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 4, "--scheduler", "none")
+    run_cli(train_rgb_depth.main, *begin, "--stop_after_epoch", 1)
+    code, out, _ = run_cli(train_rgb_depth.main, *begin, "--resume", "--learning_rate", 0.0005)
+    assert code == 0
+    assert "learning_rate 0.003 -> 0.0005" in out
+    with (tmp_path / "results/e/metrics.csv").open(newline="") as file:
+        assert [float(row["lr"]) for row in csv.DictReader(file)] == [0.003, 0.0005, 0.0005, 0.0005]
+
+
 def test_a_killed_run_ends_as_the_unbroken_one(rooms, unbroken, tmp_path):
     begin = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 4, "--augment")]
     process = subprocess.Popen([sys.executable, REPOSITORY / "train_rgb_depth.py", *begin], stdout=subprocess.DEVNULL)

@@ -12,11 +12,12 @@ A checkpoint is a dict of tensors and plain Python values:
 ``best``               ``{"rmse", "epoch"}`` of the best validation so far
 ``versions``           of Python, torch and this toolkit
 ``threads``            of torch, and ``processes`` of the run: bfloat16 repeats bit for bit at equal numbers only
-``training``           what resuming needs besides: the task's own weights, optimiser, scheduler and precision state;
-                       absent from ``best_model.pth``
+``training``           what resuming needs besides: the task's own weights, the optimiser's and the precision's
+                       state; absent from ``best_model.pth``
 ====================== =================================================================================
 
-Random states are not kept: they follow from the seed, the epoch and the sample (``training.engine.seed_epoch``).
+Random states and the scheduler's are not kept: the first follow from the seed, the epoch and the sample
+(``training.engine.seed_epoch``), the learning rate from the step.
 """
 
 from __future__ import annotations

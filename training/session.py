@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,14 +32,14 @@ from training.visualization import Column, error_map, save_curves, save_grid
 # Flags that may differ between a run and its continuation without a change to its end.
 HARMLESS = frozenset(
     {"checkpoints", "dataset_dir", "init_from", "num_workers", "output_dir", "overwrite", "resume", "save_frequency"}
-    | {"stop_after_epoch", "use_wandb", "wandb_project"}
+    | {"stop_after_epoch", "teacher_checkpoint", "use_wandb", "wandb_project"}  # a teacher is known by its weights
 )
 PICTURED = 4  # validation samples in the picture of an epoch
 
 
 def depth_columns(batch: Batch, prediction: Tensor) -> list[Column]:
     """Return the columns of an epoch's picture: what went in, the truth, the prediction and its error."""
-    inputs: list[Column] = [(key.upper(), key, list(batch[key])) for key in ("rgb",) if key in batch]
+    inputs: list[Column] = [(key.upper(), key, list(batch[key])) for key in ("audio", "rgb") if key in batch]
     errors = [error_map(p, t) for p, t in zip(prediction, batch["depth"], strict=True)]
     return [
         *inputs,
@@ -56,6 +56,7 @@ def run_training(
     train_loader: DataLoader,
     val_loader: DataLoader,
     columns: Callable[[Batch, Tensor], list[Column]] = depth_columns,
+    notes: Sequence[str] = (),
 ) -> None:
     """Train ``task`` as the flags say: begin or resume the experiment, fit, save, draw.
 
@@ -66,14 +67,17 @@ def run_training(
         train_loader: of ``dataloaders.create_loader``, as is ``val_loader``.
         val_loader: the validation samples.
         columns: turns a batch and its prediction into the columns of an epoch's picture.
+        notes: lines that the log begins with.
 
     Raises:
         UserError: before anything is written, when flags, data and checkpoint do not fit each other.
     """
     student: Any = task.student
     student.check_image_size(args.image_size)
-    for loader in (train_loader, val_loader):
-        loader.dataset.require_depth()  # type: ignore[attr-defined]
+    train, val = (loader.dataset for loader in (train_loader, val_loader))
+    val.require_depth()  # type: ignore[attr-defined]
+    if train.labelled.any() or not task.uses_unlabelled:  # type: ignore[attr-defined]
+        train.require_depth()  # type: ignore[attr-defined]
     experiment = Experiment(args.output_dir, args.experiment_name)
     start = experiment.find_start(args)
     if start.checkpoint is not None and start.path is not None:
@@ -82,18 +86,19 @@ def run_training(
     task.to(memory_format=torch.channels_last)
     optimizer = create_optimizer(task, args)
     steps = loop.steps_per_epoch(train_loader, args.limit_train_batches)
-    scheduler = LambdaLR(optimizer, learning_rate_factor(args.scheduler, steps * args.nb_epochs))
     if args.compile:
         task.compile()
     wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
-    progress = restore_training(start, fabric, task, optimizer, scheduler)
+    progress = restore_training(start, fabric, task, optimizer)
+    factor = learning_rate_factor(args.scheduler, steps * args.nb_epochs)
+    scheduler = LambdaLR(optimizer, factor, last_epoch=progress.epoch * steps - 1)
     last = args.stop_after_epoch or args.nb_epochs
     if progress.epoch >= last:
         raise OptionError(
             f"{start.path}: epoch {progress.epoch} of {last} is done already; ask for more epochs to go on"
         )
 
-    notes = experiment.begin(args, start) if fabric.is_global_zero else []
+    moved = experiment.begin(args, start) if fabric.is_global_zero else []
     fabric.barrier()
     log = RunLog(
         experiment.results,
@@ -106,12 +111,12 @@ def run_training(
         progress.best, progress.best_epoch = math.inf, 0
     if args.use_wandb:
         log.start_wandb(args.wandb_project, args.experiment_name, args.output_dir, plain_arguments(args))
-    introduce(args, fabric, student, train_loader, val_loader, log, [*notes, *changes(args, fabric, start)])
+    introduce(args, fabric, student, train_loader, val_loader, log, [*notes, *moved, *changes(args, fabric, start)])
 
     def on_epoch_end(progress: Progress, is_best: bool) -> None:
         if not fabric.is_global_zero:
             return
-        state = checkpoint_state(args, fabric, task, optimizer, scheduler, train_loader, progress)
+        state = checkpoint_state(args, fabric, task, optimizer, train_loader, progress)
         saves = progress.epoch % args.save_frequency == 0 or progress.epoch == args.nb_epochs
         if is_best:  # before last.pth: a run that is killed between the two does this epoch again
             save_checkpoint(
@@ -119,13 +124,12 @@ def run_training(
             )
         if saves:
             save_checkpoint(state, experiment.checkpoints / f"checkpoint_{progress.epoch:04d}.pth")
-        save_checkpoint(state, experiment.checkpoints / "last.pth")
-        if saves:
             path = experiment.results / f"epoch_{progress.epoch:04d}.png"
             batch = pictured_batch(val_loader)
             prediction = loop.predict(fabric, student.eval(), fabric.to_device(batch)).cpu()
             save_grid(path, columns(batch, prediction), batch["id"], f"{args.experiment_name}, epoch {progress.epoch}")
             log.picture("validation", path, progress.step)
+        save_checkpoint(state, experiment.checkpoints / "last.pth")
 
     plan = Plan(
         epochs=args.nb_epochs,
@@ -179,18 +183,23 @@ def learning_rate_factor(kind: str, total: int) -> Callable[[int], float]:
     return lambda step: 1.0
 
 
-def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimizer, scheduler: LambdaLR) -> Progress:
-    """Load all but the student's weights from the checkpoint to resume, and return how far it was."""
+def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimizer) -> Progress:
+    """Load all but the student's weights from the checkpoint to resume, and return how far it was.
+
+    The learning rate and the weight decay are those of the flags, not of the checkpoint.
+    """
     if start.checkpoint is None or start.weights_only:
         return Progress()
     training, best = start.checkpoint["training"], start.checkpoint["best"]
+    asked_for = [{key: group[key] for key in ("lr", "weight_decay")} for group in optimizer.param_groups]
     try:
         task.load_extra_state(training["task_state_dict"])
         optimizer.load_state_dict(training["optimizer_state_dict"])
-        scheduler.load_state_dict(training["scheduler_state_dict"])
         fabric._precision.load_state_dict(training["precision_state_dict"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{start.path}: its training state does not fit these flags ({error})") from error
+    for group, asked in zip(optimizer.param_groups, asked_for, strict=True):
+        group.update(asked, initial_lr=asked["lr"])
     return Progress(start.checkpoint["epoch"], start.checkpoint["step"], best["rmse"], best["epoch"])
 
 
@@ -199,7 +208,6 @@ def checkpoint_state(
     fabric: Fabric,
     task: Task,
     optimizer: Optimizer,
-    scheduler: LambdaLR,
     train_loader: DataLoader,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -220,7 +228,6 @@ def checkpoint_state(
         "training": {
             "task_state_dict": task.extra_state(),
             "optimizer_state_dict": optimizer.state_dict(),
-            "scheduler_state_dict": scheduler.state_dict(),
             "precision_state_dict": fabric._precision.state_dict(),
         },
     }
