@@ -1,4 +1,4 @@
-"""Score a checkpoint on a split, beside predictors that look at nothing; with its best and its worst cases."""
+"""Score checkpoints on a split, beside predictors that look at nothing; with pictures of good and bad cases."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
-from dataloaders import DATASETS, create_dataset, create_loader
+from dataloaders import DATASETS, DepthDataset, create_dataset, create_loader
 from errors import DataError, OptionError, run_script
 from models import DepthModel
 from training import loop, options
@@ -27,20 +28,38 @@ from training.visualization import save_grid
 CASES = 3  # best and worst samples in the picture, of each
 
 
+@dataclass
+class Candidate:
+    """A checkpoint to score, with the split as its preprocessing makes it."""
+
+    label: str
+    checkpoint: dict[str, Any]
+    model: DepthModel
+    data: dict[str, Any]
+    loader: DataLoader
+    table: MetricTable
+
+    @property
+    def dataset(self) -> DepthDataset:
+        """The samples that it is scored on."""
+        return cast(DepthDataset, self.loader.dataset)
+
+
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="any .pth of a training script")
-    group = parser.add_argument_group("data (default: what the checkpoint was trained on)")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, nargs="+", metavar="FILE",
+        help="any .pth of a training script; more than one are compared",
+    )  # fmt: skip
+    group = parser.add_argument_group("data (default: what the first checkpoint was trained on)")
     group.add_argument("--dataset", choices=sorted(DATASETS), help="any data set that has what the model takes")
     group.add_argument("--dataset_dir", type=Path, metavar="DIR", help="its folder")
     group.add_argument("--split", choices=("train", "val", "test"), default="test", help="which samples")
     group.add_argument(
         "--holdout_location", metavar="NAME[,NAME]", help="as in training: test is these locations alone"
     )
-    group.add_argument(
-        "--batch_size", type=options.positive_int, default=32, metavar="N", help="per step; does not change a figure"
-    )
+    group.add_argument("--batch_size", type=options.positive_int, default=32, metavar="N", help="changes no figure")
     group.add_argument("--num_workers", type=options.non_negative_int, default=4, metavar="N", help="loader processes")
     group = parser.add_argument_group("report")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
@@ -62,48 +81,74 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.check_device(args)
     if len(args.gpu_ids or []) > 1:
         raise OptionError("--gpu_ids: evaluate.py runs on one GPU; name one")
-    checkpoint = load_checkpoint(args.checkpoint)
-    model = restore_model(checkpoint, args.checkpoint)
-    data = data_options(args, checkpoint)
-    dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
-    dataset.require_depth()
-    loader = create_loader(dataset, args.batch_size, shuffle=False, num_workers=args.num_workers)
+    candidates = load_candidates(args)
+    first = candidates[0]
+    first.dataset.require_depth()
     fabric = create_fabric(args)
-    fabric.to_device(model.to(memory_format=torch.channels_last))
+    for candidate in candidates:
+        fabric.to_device(candidate.model.to(memory_format=torch.channels_last))
+        loop.evaluate(fabric, candidate.model, candidate.loader, table=candidate.table, title=candidate.label)
 
-    table = loop.evaluate(fabric, model, loader)
-    report: dict[str, Any] = table.means()
+    report: dict[str, Any] = first.table.means()
     report["baselines"] = {
-        name: loop.evaluate(fabric, fabric.to_device(baseline), loader, title=name).means()
-        for name, baseline in fit_baselines_of(args, data).items()
+        name: loop.evaluate(fabric, fabric.to_device(baseline), first.loader, title=name).means()
+        for name, baseline in fit_baselines_of(args, first.data).items()
     }
-    rows = {f"{model.name}, epoch {checkpoint['epoch']}": report, **report["baselines"]}
-    print_table(f"{data['name']} {args.split}, gt > 0", rows)
-    print_table(f"{data['name']} {args.split}, gt >= 0.5 m", {name: row["gt_0.5"] for name, row in rows.items()})
+    rows = {candidate.label: candidate.table.means() for candidate in candidates}
+    if len(candidates) > 1:
+        report["checkpoints"] = rows
+    rows = {**rows, **report["baselines"]}
+    where = f"{first.data['name']} {args.split}"
+    print_table(f"{where}, gt > 0", rows)
+    print_table(f"{where}, gt >= 0.5 m", {name: row["gt_0.5"] for name, row in rows.items()})
     if args.per_location:
-        report["per_location"] = by_location(table, dataset)
-        print_table("by location, gt > 0", report["per_location"])
+        report["per_location"] = by_location(first)
+        print_table(f"{first.label} by location, gt > 0", report["per_location"])
     if args.depth_bins:
-        bins = loop.evaluate(fabric, model, loader, table=MetricTable(DEPTH_BINS), title="by depth")
+        bins = loop.evaluate(fabric, first.model, first.loader, table=MetricTable(DEPTH_BINS), title="by depth")
         report["depth_bins"] = {name: row for name in DEPTH_BINS if (row := bins.mean(name))["n_images"]}
-        print_table("by measured depth", report["depth_bins"])
-    unlabelled = len(dataset) - report["n_images"]
+        print_table(f"{first.label} by measured depth", report["depth_bins"])
+    unlabelled = len(first.dataset) - report["n_images"]
     if unlabelled:
-        print(f"{unlabelled} of {len(dataset)} images have no valid depth pixel and are not scored")
+        print(f"{unlabelled} of {len(first.dataset)} images have no valid depth pixel and are not scored")
 
-    experiment = Path(checkpoint["args"]["experiment_name"])
-    cases = args.cases or args.output_dir / "results" / experiment / f"{data['name']}_{args.split}_cases.png"
-    save_cases(cases, fabric, model, loader, table)
-    print(f"best and worst cases: {cases}")
+    experiment = args.output_dir / "results" / first.checkpoint["args"]["experiment_name"]
+    cases = args.cases or experiment / f"{first.data['name']}_{args.split}_cases.png"
+    save_cases(cases, fabric, candidates)
+    print(f"cases from the best to the worst: {cases}")
     if args.json:
         report |= {
-            "checkpoint": str(args.checkpoint),
-            "epoch": checkpoint["epoch"],
-            "data": {key: str(value) if isinstance(value, Path) else value for key, value in data.items()},
+            "checkpoint": str(args.checkpoint[0]),
+            "epoch": first.checkpoint["epoch"],
+            "data": {key: str(value) if isinstance(value, Path) else value for key, value in first.data.items()},
             "split": args.split,
         }
         write_json(args.json, report)
         print(f"figures: {args.json}")
+
+
+def load_candidates(args: argparse.Namespace) -> list[Candidate]:
+    """Load every checkpoint with its own view of the same samples.
+
+    Raises:
+        OptionError: the checkpoints do not see the same samples.
+    """
+    candidates: list[Candidate] = []
+    for path in args.checkpoint:
+        checkpoint = load_checkpoint(path)
+        model = restore_model(checkpoint, path)
+        data = data_options(args, checkpoint)
+        if candidates:  # the samples are the first one's, the preprocessing is its own
+            data |= {key: candidates[0].data[key] for key in ("name", "dataset_dir", "holdout_location")}
+        dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
+        if candidates and dataset.ids != candidates[0].dataset.ids:
+            raise OptionError(f"{path} does not see the samples of {args.checkpoint[0]}; score them one at a time")
+        label = f"{checkpoint['args']['experiment_name']}, epoch {checkpoint['epoch']}"
+        if label in [candidate.label for candidate in candidates]:
+            label = str(path)
+        loader = create_loader(dataset, args.batch_size, shuffle=False, num_workers=args.num_workers)
+        candidates.append(Candidate(label, checkpoint, model, data, loader, MetricTable()))
+    return candidates
 
 
 def data_options(args: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -141,23 +186,42 @@ def fit_baselines_of(args: argparse.Namespace, data: dict[str, Any]) -> dict[str
     return fit_baselines(loader)
 
 
-def by_location(table: MetricTable, dataset: Any) -> dict[str, dict[str, float]]:
+def by_location(candidate: Candidate) -> dict[str, dict[str, float]]:
     """Return the means of each location of a data set that names them."""
-    if None in dataset.locations:
-        raise DataError(f"--per_location: {dataset.name} does not name its samples' locations")
-    names = sorted(set(dataset.locations))
-    return {name: table.mean(among=[i for i, at in enumerate(dataset.locations) if at == name]) for name in names}
+    locations = candidate.dataset.locations
+    if None in locations:
+        raise OptionError(f"--per_location: --dataset {candidate.data['name']} does not name its samples' locations")
+    names = sorted(name for name in set(locations) if name)
+    return {name: candidate.table.mean(among=[i for i, at in enumerate(locations) if at == name]) for name in names}
 
 
-def save_cases(path: Path, fabric: Fabric, model: DepthModel, loader: DataLoader, table: MetricTable) -> None:
-    """Save a picture of the samples with the lowest and the highest RMSE."""
-    errors = table.per_image("rmse")
+def save_cases(path: Path, fabric: Fabric, candidates: list[Candidate]) -> None:
+    """Save a picture of the samples from the lowest to the highest RMSE of the first candidate.
+
+    One candidate: its best and its worst cases, with its error. Several: cases spread over the ranking, with the
+    prediction of each.
+    """
+    first = candidates[0]
+    errors = first.table.per_image("rmse")
     ranked = sorted(errors, key=lambda index: (not math.isnan(errors[index]), errors[index]))
-    chosen = [*ranked[:CASES], *ranked[-CASES:]] if len(ranked) >= 2 * CASES else ranked
-    batch = loader.collate_fn([loader.dataset[index] for index in chosen])
-    prediction = loop.predict(fabric, model, fabric.to_device(batch)).cpu()
+    count = min(2 * CASES, len(ranked))
+    if len(candidates) == 1:
+        chosen = [*ranked[: count - count // 2], *ranked[len(ranked) - count // 2 :]]
+    else:
+        chosen = [ranked[i * (len(ranked) - 1) // max(1, count - 1)] for i in range(count)]
+    predictions = []
+    for candidate in candidates:
+        batch = candidate.loader.collate_fn([candidate.dataset[index] for index in chosen])
+        predictions.append(loop.predict(fabric, candidate.model, fabric.to_device(batch)).cpu())
+    shown = create_dataset(**first.data, split=first.dataset.split)  # all that it can supply, to look at
+    batch = first.loader.collate_fn([shown[index] for index in chosen])
+    if len(candidates) == 1:
+        columns = depth_columns(batch, predictions[0])
+    else:
+        columns = depth_columns(batch, predictions[0])[:-2]
+        columns += [(c.label, "depth", list(p)) for c, p in zip(candidates, predictions, strict=True)]
     titles = [f"{name}\nRMSE {errors[index]:.2f} m" for index, name in zip(chosen, batch["id"], strict=True)]
-    save_grid(path, depth_columns(batch, prediction), titles, "best cases first, worst last")
+    save_grid(path, columns, titles, f"from the best to the worst case of {first.label}")
 
 
 def print_table(title: str, rows: dict[str, dict[str, Any]]) -> None:

@@ -54,6 +54,21 @@ def test_it_repeats_the_validation_of_the_training(trained, tmp_path, run_cli):
     assert report["rmse"] == pytest.approx(load_checkpoint(trained)["best"]["rmse"], rel=1e-9)
 
 
+def test_checkpoints_are_compared_on_the_same_samples(trained, rooms, tmp_path, run_cli):
+    flags = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, "--experiment_name", "other")
+    small = [48 if x == 32 else x for x in SMALL]
+    train_rgb_depth.main([str(x) for x in (*flags, *small, "--nb_epochs", 1)])
+    other = tmp_path / "checkpoints/other/last.pth"
+    both, out = report_of(run_cli, tmp_path, "--checkpoint", trained, other, "--cases", tmp_path / "both.png")
+    alone, _ = report_of(run_cli, tmp_path, "--checkpoint", other)
+    labels = list(both["checkpoints"])
+    assert [label.split(",")[0] for label in labels] == ["e", "other"]
+    assert both["checkpoints"][labels[1]]["rmse"] == alone["rmse"], "at its own image size"
+    assert both["rmse"] == both["checkpoints"][labels[0]]["rmse"]
+    assert all(label in out for label in labels)
+    assert (tmp_path / "both.png").is_file()
+
+
 def test_batch_size_changes_no_figure(trained, tmp_path, run_cli):
     one, _ = report_of(run_cli, tmp_path, "--checkpoint", trained, "--precision", "32", "--batch_size", 1)
     five, _ = report_of(run_cli, tmp_path, "--checkpoint", trained, "--precision", "32", "--batch_size", 5)
