@@ -6,9 +6,16 @@ from typing import Any
 
 from errors import OptionError
 from models.base import DepthModel
+from models.base_residual import BaseResidualNet
+from models.binaural_attention_model import BinauralAttentionDepthNet
+from models.multimodal_fusion import MultiModalFusionNet
 from models.rgb_depth_model import RGBDepthNet
+from models.unet_baseline import UNetBaseline
 
-MODELS: dict[str, type[DepthModel]] = {model.name: model for model in (RGBDepthNet,)}
+MODELS: dict[str, type[DepthModel]] = {
+    model.name: model
+    for model in (RGBDepthNet, BinauralAttentionDepthNet, UNetBaseline, BaseResidualNet, MultiModalFusionNet)
+}
 
 
 def create_model(name: str, **config: Any) -> DepthModel:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from models.base import DepthModel, Features
-from models.blocks import Decoder, Encoder, MetricDepthHead
+from models.blocks import Decoder, Encoder, MetricDepthHead, name_levels
 
 
 class RGBDepthNet(DepthModel):
@@ -49,9 +49,7 @@ class RGBDepthNet(DepthModel):
         depth = self.head(decoded[-1])  # [B, 1, H, W]
         if not return_features:
             return depth
-        features = {f"x{i}": level for i, level in enumerate(encoded, start=1)}
-        features |= {f"d{i}": level for i, level in enumerate(decoded, start=1)}
-        return depth, features
+        return depth, name_levels(encoded, decoded)
 
 
 def create_rgb_depth_model(base_channels: int = 64, bilinear: bool = True, **config: Any) -> RGBDepthNet:

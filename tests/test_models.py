@@ -9,12 +9,13 @@ from models.rgb_depth_model import create_rgb_depth_model
 from training.task import model_inputs
 
 CHANNELS = {"rgb": 3, "audio": 2}
-SMALL = {"rgb_depth": {"base_channels": 4}}
+SMALL = {name: {"base_channels": 4} for name in ("rgb_depth", "binaural_attention", "base_residual",
+                                                 "multimodal_fusion", "unet_baseline")}  # fmt: skip
 
 
-def small(name):
+def small(name, size=64):
     torch.manual_seed(0)
-    return create_model(name, **SMALL[name])
+    return create_model(name, **SMALL[name], **({"image_size": size} if name == "unet_baseline" else {}))
 
 
 def inputs(model, size, batch=2):
@@ -30,7 +31,7 @@ def test_every_model_has_a_small_form():
 @pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.parametrize("size", [64, 128, 256])
 def test_shape_and_range(name, size):
-    model = small(name).eval()
+    model = small(name, size).eval()
     model.check_image_size(size)
     with torch.no_grad():
         depth = model(*inputs(model, size))

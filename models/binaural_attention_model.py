@@ -1,0 +1,168 @@
+"""The binaural student: two encoders, one per ear, that ask each other, and a decoder from echoes to metric depth.
+
+Its levels have the shapes of the RGB teacher's, so that either's features can be held against the other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from errors import OptionError
+from models.base import DepthModel, Features
+from models.blocks import (
+    LEVEL_WIDTHS,
+    Decoder,
+    Encoder,
+    Fuse,
+    GlobalMixer,
+    MetricDepthHead,
+    SpectrogramInput,
+    attend,
+    heads_of,
+    name_levels,
+)
+
+LEVELS = range(1, len(LEVEL_WIDTHS) + 1)
+
+
+class EarAttention(nn.Module):
+    """One ear asks the other at the same frequency: own, other [B, C, H, W] -> own [B, C, H, W].
+
+    Each row of the map, one frequency band, is a sequence over time of its own. An echo reaches the two ears within a
+    millisecond and in the same band, so what an ear looks for in the other lies on the same row, at nearby times; and
+    the cost is that of H sequences of W tokens, H W^2, not (H W)^2: a level of 256x256 has 65,536 positions. Times are
+    told apart by rotary angles (Su et al., 2021), which turn queries and keys so that their product depends on the
+    difference of their times, at any W.
+
+    Args:
+        channels: C, even.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = heads_of(channels)
+        self.norm = nn.LayerNorm(channels)
+        self.other_norm = nn.LayerNorm(channels)
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key_value = nn.Linear(channels, 2 * channels, bias=False)
+        self.project = nn.Linear(channels, channels, bias=False)
+        # Small, not zero: the ears begin apart, and yet the first step's gradient reaches every weight.
+        self.gate = nn.Parameter(torch.full((channels,), 0.1))
+
+    def forward(self, own: Tensor, other: Tensor) -> Tensor:
+        """Return the own ear's map with what it found in the other's."""
+        batch, channels, height, width = own.shape
+        # [B, C, H, W] -> [B H, W, C]: a view, where the memory is channels_last
+        rows, other_rows = (x.permute(0, 2, 3, 1).reshape(batch * height, width, channels) for x in (own, other))
+        query = self.query(self.norm(rows))
+        key, value = self.key_value(self.other_norm(other_rows)).chunk(2, dim=-1)
+        found = self.project(attend(turn(query, self.heads), turn(key, self.heads), value, self.heads))
+        found = (self.gate * found).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return own + found
+
+
+def turn(x: Tensor, heads: int) -> Tensor:
+    """Turn the pairs of channels of each head by angles that grow with time: [N, T, C] -> [N, T, C]."""
+    size = x.shape[-1] // heads // 2  # pairs in a head
+    times = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
+    speeds = 100.0 ** -(torch.arange(size, device=x.device, dtype=torch.float32) / size)
+    angles = times[:, None] * speeds  # [T, pairs]
+    cos, sin = angles.cos().to(x.dtype)[:, None], angles.sin().to(x.dtype)[:, None]  # [T, 1, pairs]
+    a, b = x.unflatten(-1, (heads, 2, size)).unbind(-2)  # [N, T, heads, pairs]
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-2).flatten(2)
+
+
+class BinauralAttentionDepthNet(DepthModel):
+    """Depth from the spectrograms of two ears; 41 M parameters at ``base_channels=64``.
+
+    Each ear has an encoder of its own. After each of ``attention_levels`` either asks the other (:class:`EarAttention`)
+    and goes on with what it heard; a fusion layer joins the two at every level. At the last level a transformer turns
+    the map of frequency and time into one of y and x (:class:`~models.blocks.GlobalMixer`), from which the decoder
+    rises.
+
+    Args:
+        base_channels: channels of the first level, b; the others are 2b, 4b, 8b, 8b wide.
+        bilinear: upsample bilinearly; otherwise by learned transposed convolutions.
+        max_depth: the depth in metres that the output cannot exceed.
+        attention_levels: the levels, of 1 to 5, at which the ears ask each other; may be empty.
+        mixer_blocks: transformer blocks at the last level.
+        compress_input: take the logarithm of the input first: for magnitudes, not for spectrograms that are
+            logarithmic already.
+
+    The fused encoder levels are ``x1`` [B, b, H, W] to ``x5`` [B, 8b, H/16, W/16]; the decoder's are ``d1``
+    [B, 8b, H/8, W/8] to ``d4`` [B, b, H, W].
+
+    Raises:
+        OptionError: an attention level that there is not, or ``base_channels`` odd.
+    """
+
+    name = "binaural_attention"
+    inputs = ("audio",)
+    size_multiple = 16
+
+    def __init__(
+        self,
+        base_channels: int = 64,
+        bilinear: bool = True,
+        max_depth: float = 30.0,
+        attention_levels: Sequence[int] = (2, 3, 4, 5),
+        mixer_blocks: int = 2,
+        compress_input: bool = True,
+    ) -> None:
+        if base_channels % 2:
+            raise OptionError(f"--base_channels {base_channels}: attention over time needs an even number")
+        unknown = sorted(set(attention_levels) - set(LEVELS))
+        if unknown:
+            raise OptionError(f"--attention_levels: there is no level {unknown[0]}; known: 1 to {len(LEVELS)}")
+        attention_levels = sorted(set(attention_levels))
+        super().__init__(
+            base_channels=base_channels,
+            bilinear=bilinear,
+            max_depth=max_depth,
+            attention_levels=attention_levels,
+            mixer_blocks=mixer_blocks,
+            compress_input=compress_input,
+        )
+        widths = [base_channels * width for width in LEVEL_WIDTHS]
+        self.listen = SpectrogramInput(compress_input)
+        self.left = Encoder(1, base_channels)
+        self.right = Encoder(1, base_channels)
+        self.left_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in attention_levels})
+        self.right_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in attention_levels})
+        self.fuse = nn.ModuleList(Fuse(2 * width, width) for width in widths)
+        self.mix = GlobalMixer(widths[-1], mixer_blocks)
+        self.decoder = Decoder(base_channels, bilinear)
+        self.head = MetricDepthHead(base_channels, max_depth)
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
+        """Map spectrograms [B, 2, H, W] (left, right; H frequency, W time) to depth [B, 1, H, W] in metres.
+
+        H and W are multiples of 16. With ``return_features`` the second value is the dict of levels ``x1``..``x5``,
+        ``d1``..``d4``.
+        """
+        encoded = self.encode(x)
+        decoded = self.decoder(encoded)
+        depth = self.head(decoded[-1])  # [B, 1, H, W]
+        return (depth, name_levels(encoded, decoded)) if return_features else depth
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Return the five fused levels, the largest first; the last one is mixed."""
+        left, right = self.listen(x).split(1, dim=1)  # [B, 1, H, W] each
+        encoded: list[Tensor] = []
+        for index, fuse in enumerate(self.fuse):
+            left, right = self.left.descend(left, index), self.right.descend(right, index)
+            level = f"x{index + 1}"
+            if level in self.left_asks:
+                left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
+            encoded.append(fuse(torch.cat([left, right], dim=1)))
+        encoded[-1] = self.mix(encoded[-1])  # [B, 8b, H/16, W/16]
+        return encoded
+
+
+def create_binaural_attention_model(base_channels: int = 64, **config: Any) -> BinauralAttentionDepthNet:
+    """Build the binaural student; ``config`` takes the other arguments of :class:`BinauralAttentionDepthNet`."""
+    return BinauralAttentionDepthNet(base_channels=base_channels, **config)
