@@ -6,11 +6,8 @@
 #   DRY_RUN=1 bash run_rgb_depth_examples.sh N             print the command instead of running it
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [[ -z ${PYTHON:-} ]]; then
-    PYTHON=$(command -v python || command -v python3 || echo python3)
-    [[ -z ${VIRTUAL_ENV:-} && -x $here/.venv/bin/python ]] && PYTHON=$here/.venv/bin/python
-fi
+script=train_rgb_depth.py
+source "$(dirname "${BASH_SOURCE[0]}")/tools/examples.sh"
 
 menu() {
     cat <<'MENU'
@@ -26,15 +23,6 @@ Training the RGB teacher
 MENU
 }
 
-train() {
-    if [[ -n ${DRY_RUN:-} ]]; then
-        printf '%q ' "$PYTHON" "$here/train_rgb_depth.py" "$@"
-        echo
-    else
-        exec "$PYTHON" "$here/train_rgb_depth.py" "$@"
-    fi
-}
-
 choice=${1:-}
 if [[ -z $choice ]]; then
     menu
@@ -44,19 +32,13 @@ else
 fi
 
 v2=(--dataset batvisionv2)
+resumed=("${v2[@]}" --batch_size 64 --learning_rate 0.0001)
 case $choice in
 1) train "${v2[@]}" --batch_size 64 --learning_rate 0.0001 --experiment_name rgb_depth_basic "$@" ;;
 2) train "${v2[@]}" --batch_size 64 --learning_rate 0.0001 --use_wandb --experiment_name rgb_depth_wandb "$@" ;;
 3) train "${v2[@]}" --base_channels 32 --batch_size 128 --learning_rate 0.0002 --experiment_name rgb_depth_lightweight "$@" ;;
 4) train "${v2[@]}" --base_channels 96 --batch_size 32 --learning_rate 0.00005 --experiment_name rgb_depth_high_capacity "$@" ;;
-5)
-    experiment=${1:-}
-    epoch=${2:-}
-    shift $(($# < 2 ? $# : 2))
-    [[ -n $experiment ]] || read -r -p "Experiment (a folder of checkpoints/)? " experiment
-    [[ -n $epoch ]] || read -r -p "Epoch? " epoch
-    train "${v2[@]}" --batch_size 64 --learning_rate 0.0001 --experiment_name "$experiment" --checkpoints "$epoch" "$@"
-    ;;
+5) resume "$@" ;;
 6)
     train "${v2[@]}" --base_channels 64 --batch_size 64 --learning_rate 0.0001 --nb_epochs 200 --use_wandb \
         --experiment_name rgb_teacher_for_kd "$@"
@@ -66,8 +48,5 @@ case $choice in
         --experiment_name rgb_depth_custom_loss "$@"
     ;;
 8) train --dataset batvisionv1 --batch_size 64 --learning_rate 0.0001 --experiment_name rgb_depth_bv1 "$@" ;;
-*)
-    echo "run_rgb_depth_examples.sh: error: there is no example '$choice'; choose 1 to 8" >&2
-    exit 2
-    ;;
+*) refuse "$choice" ;;
 esac

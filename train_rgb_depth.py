@@ -11,7 +11,7 @@ from models import create_model
 from training import options
 from training.engine import create_fabric, seed_weights
 from training.session import run_training
-from training.tasks import RGBDepthTask
+from training.tasks import SupervisedDepthTask
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = options.parse_training_options(create_parser(), "rgb_depth", argv)
     fabric = create_fabric(args)
     data = options.dataset_options(args)
-    datasets = {split: create_dataset(split=split, modalities=RGBDepthTask.needs, **data) for split in ("train", "val")}
+    datasets = {split: create_dataset(split=split, modalities={"rgb", "depth"}, **data) for split in ("train", "val")}
     loaders = create_loaders(datasets, **options.loader_options(args, fabric))
     seed_weights(args.seed)
     model = create_model(
         "rgb_depth", base_channels=args.base_channels, bilinear=args.bilinear, max_depth=datasets["train"].max_depth
     )
-    task = RGBDepthTask(model, lambda_l1=args.lambda_l1, lambda_smooth=args.lambda_smooth)
+    task = SupervisedDepthTask(model, {"l1": args.lambda_l1, "smooth": args.lambda_smooth})
     run_training(args, fabric, task, loaders["train"], loaders["val"])
 
 

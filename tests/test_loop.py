@@ -15,16 +15,16 @@ from training.engine import resolve_precision, seed_epoch
 from training.run_log import RunLog, Table, read_csv
 from training.session import learning_rate_factor
 from training.task import Task
-from training.tasks import RGBDepthTask
+from training.tasks import SupervisedDepthTask
 
 OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
 
 
-class PoisonedTask(RGBDepthTask):
+class PoisonedTask(SupervisedDepthTask):
     """Loses its mind at one step: in the loss, or in the gradient alone."""
 
     def __init__(self, student, step, where):
-        super().__init__(student)
+        super().__init__(student, {"l1": 1.0, "smooth": 0.1})
         self.countdown, self.where = step, where
 
     def forward(self, batch, progress):
@@ -71,7 +71,7 @@ def test_blank_maps_are_counted(rooms, tmp_path, capsys):
     dataset._clean_depth = lambda row: torch.zeros(1, 32, 32)
     loader = create_loader(dataset, 4, shuffle=True, num_workers=0)
     fabric = Fabric(accelerator="cpu", devices=1)
-    task = RGBDepthTask(create_model("rgb_depth", base_channels=4))
+    task = SupervisedDepthTask(create_model("rgb_depth", base_channels=4), {"l1": 1.0, "smooth": 0.1})
     wrapped, optimizer = fabric.setup(task, torch.optim.AdamW(task.parameters(), fused=True))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
     with RunLogIn(tmp_path) as log:

@@ -6,7 +6,10 @@ valid pixel gives 0 with a gradient of 0, never NaN. All run in float32, whateve
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SILOG_SCALE, SILOG_MEAN_WEIGHT, SILOG_EPS = 10.0, 0.15, 1e-6
@@ -43,7 +46,48 @@ def silog_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return SILOG_SCALE * (root - SILOG_EPS**0.5)
 
 
-def edge_aware_smoothness(depth: Tensor, image: Tensor) -> Tensor:
+def edge_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """L1 between the depth gradients, mean |dx p - dx t| + mean |dy p - dy t| in metres per pixel: [B].
+
+    A gradient counts where both of its pixels are valid.
+
+    Args:
+        prediction: depth [B, 1, H, W] in metres.
+        target: depth [B, 1, H, W] in metres.
+        valid: bool [B, 1, H, W].
+    """
+    error = prediction.float() - target.float()
+    total = torch.zeros(len(error), device=error.device)
+    for axis in (2, 3):
+        length = error.shape[axis] - 1
+        both = valid.narrow(axis, 0, length) & valid.narrow(axis, 1, length)  # [B, 1, H-1, W] or [B, 1, H, W-1]
+        total = total + masked_mean(error.diff(dim=axis).abs(), both)
+    return total
+
+
+def low_pass(depth: Tensor, valid: Tensor, sigma: float) -> Tensor:
+    """Blur depth [B, 1, H, W] over its valid pixels alone: [B, 1, H, W] float32, 0 where none is near.
+
+    A Gaussian of the depth over the same Gaussian of the mask (normalised convolution, Knutsson and Westin, CVPR 1993),
+    cut off at 3 sigma.
+
+    Args:
+        depth: [B, 1, H, W] in metres.
+        valid: bool [B, 1, H, W].
+        sigma: in pixels.
+    """
+    reach = math.ceil(3 * sigma)
+    offsets = torch.arange(-reach, reach + 1, device=depth.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    maps = torch.cat([torch.where(valid, depth.float(), 0.0), valid.float()], dim=1)  # [B, 2, H, W]
+    with torch.autocast(depth.device.type, enabled=False):
+        for shape, padding in (((-1, 1), (reach, 0)), ((1, -1), (0, reach))):
+            maps = F.conv2d(maps, kernel.reshape(1, 1, *shape).expand(2, -1, -1, -1), padding=padding, groups=2)
+    total, weight = maps.split(1, dim=1)
+    return torch.where(weight > 0, total / weight.clamp(min=1e-12), 0.0)
+
+
+def edge_aware_smoothness(depth: Tensor, image: Tensor | None = None) -> Tensor:
     """Penalise depth gradients where the picture has none: mean |dx d| e^-|dx I| + mean |dy d| e^-|dy I|: [B].
 
     Godard et al., CVPR 2017; d is the depth over its own mean (Wang et al., CVPR 2018), so that the weight means the
@@ -51,12 +95,15 @@ def edge_aware_smoothness(depth: Tensor, image: Tensor) -> Tensor:
 
     Args:
         depth: [B, 1, H, W], positive.
-        image: [B, C, H, W] in [0, 1]; its gradients are averaged over the channels.
+        image: [B, C, H, W] in [0, 1]; its gradients are averaged over the channels. None, where there is no picture,
+            penalises all depth gradients alike.
     """
-    depth, image = depth.float(), image.float()
+    depth = depth.float()
     relative = depth / depth.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
     total = torch.zeros(len(depth), device=depth.device)
     for axis in (2, 3):
-        edge = image.diff(dim=axis).abs().mean(dim=1, keepdim=True)  # [B, 1, H-1, W] or [B, 1, H, W-1]
-        total = total + (relative.diff(dim=axis).abs() * torch.exp(-edge)).mean(dim=(1, 2, 3))
+        step = relative.diff(dim=axis).abs()  # [B, 1, H-1, W] or [B, 1, H, W-1]
+        if image is not None:
+            step = step * torch.exp(-image.float().diff(dim=axis).abs().mean(dim=1, keepdim=True))
+        total = total + step.mean(dim=(1, 2, 3))
     return total

@@ -120,6 +120,21 @@ def add_audio_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
 
 
+def add_compression_option(group: argparse._ArgumentGroup) -> None:
+    """Add whether a model takes the logarithm of the spectrograms itself; :func:`compresses_input` reads it."""
+    group.add_argument(
+        "--compress_input",
+        action=argparse.BooleanOptionalAction,
+        help="take the logarithm of what is heard first (default: of --audio_format spectrogram alone)",
+    )
+
+
+def compresses_input(args: argparse.Namespace) -> bool:
+    """Return whether the model takes the logarithm itself: by default of magnitudes, the one linear format."""
+    asked = getattr(args, "compress_input", None)
+    return args.audio_format == "spectrogram" if asked is None else asked
+
+
 def add_optimization_options(
     parser: argparse.ArgumentParser, *, batch_size: int = 64, learning_rate: float = 1e-3
 ) -> None:

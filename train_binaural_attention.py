@@ -1,0 +1,84 @@
+"""Train the binaural student on its own: metric depth from the echoes that two ears hear."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from dataloaders import create_dataset, create_loaders
+from errors import run_script
+from models import create_model
+from training import options
+from training.engine import create_fabric, seed_weights
+from training.session import run_training
+from training.tasks import SupervisedDepthTask
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    parser = options.create_parser(__doc__)
+    options.add_data_options(parser, hears=True)
+    model = parser.add_argument_group("model and loss")
+    model.add_argument(
+        "--base_channels", type=options.positive_int, default=64, help="64: 41.5 M parameters; 32: 10.4 M"
+    )
+    model.add_argument(
+        "--bilinear",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="upsampling; else transposed convolutions",
+    )
+    model.add_argument(
+        "--attention_levels",
+        type=int,
+        choices=range(1, 6),
+        nargs="+",
+        default=[2, 3, 4, 5],
+        metavar="LEVEL",
+        help="of 1 to 5: where the ears ask each other",
+    )
+    options.add_compression_option(model)
+    model.add_argument(
+        "--lambda_l1", "--lambda_recon", type=options.non_negative_float, default=1.0, help="weight of L1 in metres"
+    )
+    model.add_argument("--lambda_smooth", type=options.non_negative_float, default=0.1, help="of smoothness")
+    model.add_argument(
+        "--lambda_edge", type=options.non_negative_float, default=0.2, help="of L1 between the depth gradients"
+    )
+    model.add_argument(
+        "--use_adaptive_loss",
+        action="store_true",
+        help="let smoothness and edges grow to their weights over the first fifth of the training",
+    )
+    options.add_optimization_options(parser, learning_rate=1e-3)
+    options.add_experiment_options(parser, wandb_project="batvision-depth-estimation")
+    options.add_run_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, build, fit."""
+    args = options.parse_training_options(create_parser(), "binaural_attn", argv)
+    fabric = create_fabric(args)
+    data = options.dataset_options(args)
+    datasets = {split: create_dataset(split=split, modalities={"audio", "depth"}, **data) for split in ("train", "val")}
+    loaders = create_loaders(datasets, **options.loader_options(args, fabric))
+    seed_weights(args.seed)
+    model = create_model(
+        "binaural_attention",
+        base_channels=args.base_channels,
+        bilinear=args.bilinear,
+        max_depth=datasets["train"].max_depth,
+        attention_levels=args.attention_levels,
+        compress_input=options.compresses_input(args),
+    )
+    task = SupervisedDepthTask(
+        model,
+        {"l1": args.lambda_l1, "smooth": args.lambda_smooth, "edge": args.lambda_edge},
+        ramped=("smooth", "edge") if args.use_adaptive_loss else (),
+    )
+    run_training(args, fabric, task, loaders["train"], loaders["val"])
+
+
+if __name__ == "__main__":
+    run_script(main)
