@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from errors import OptionError
+
+INPUT_CHANNELS = {"rgb": 3, "audio": 2}
 
 
 class DepthModel(nn.Module):
@@ -45,6 +48,21 @@ class DepthModel(nn.Module):
         raise OptionError(
             f"--image_size {image_size}: {self.name} takes multiples of {multiple} from {smallest} on; use {nearest}"
         )
+
+    def feature_shapes(self, image_size: int | None = None) -> dict[str, tuple[int, int, int]]:
+        """Return (channels, height, width) of each level, for an input of ``image_size`` pixels (None: the smallest).
+
+        Runs the network once, in eval mode and without gradients; its weights and statistics stay as they are.
+        """
+        side = 2 * self.size_multiple if image_size is None else image_size
+        device = next(self.parameters()).device
+        inputs = (torch.zeros(1, INPUT_CHANNELS[key], side, side, device=device) for key in self.inputs)
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            _, features = self(*inputs, return_features=True)
+        self.train(was_training)
+        return {level: (value.shape[1], value.shape[2], value.shape[3]) for level, value in features.items()}
 
     def count_parameters(self) -> int:
         """Return the number of trainable parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, ClassVar
 
 import torch
@@ -40,14 +41,71 @@ class Task(nn.Module):
         """Return the parameters that the optimiser gets."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def guests(self) -> dict[str, Guest]:
+        """Return the networks that take part without training, by attribute."""
+        return {name: module for name, module in self.named_children() if isinstance(module, Guest)}
+
     def extra_state(self) -> dict[str, Tensor]:
-        """Return all that trains beside the student (adapters, a teacher that trains along), for exact resuming."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("student.")}
+        """Return all that trains beside the student (adapters, a teacher that trains along), for exact resuming.
+
+        Of a guest there is the fingerprint alone.
+        """
+        elsewhere = self._kept_elsewhere()
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(elsewhere)}
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`extra_state` returned; a key too many or too few raises RuntimeError."""
-        student = {f"student.{key}": value for key, value in self.student.state_dict().items()}
-        self.load_state_dict({**student, **state})
+        """Take back what :meth:`extra_state` returned.
+
+        Raises:
+            RuntimeError: a key too many or too few, or a guest that is not the one of that time.
+        """
+        for name, guest in self.guests().items():
+            before = state.get(f"{name}.fingerprint")
+            if before is None or not torch.equal(before.cpu(), guest.fingerprint.cpu()):
+                raise RuntimeError(f"the {name} is not the one that the run began with")
+        elsewhere = self._kept_elsewhere()
+        kept = {key: value for key, value in self.state_dict().items() if key.startswith(elsewhere)}
+        self.load_state_dict({**kept, **state})
+
+    def _kept_elsewhere(self) -> tuple[str, ...]:
+        """Key prefixes: the student has its own place in a checkpoint, a guest a file of its own."""
+        return ("student.", *(f"{name}.model." for name in self.guests()))
+
+
+class Guest(nn.Module):
+    """A network that takes part but does not train: eval mode always, no gradient, nothing for the optimiser.
+
+    It is rebuilt from its own file; a checkpoint of the task keeps its fingerprint, so that a run does not go on with
+    another one.
+
+    Args:
+        model: a depth model with its weights; its parameters stop to require gradients.
+
+    Attributes:
+        model: the network.
+        fingerprint: uint8 [32], SHA-256 over the names and the bytes of its weights and statistics.
+    """
+
+    fingerprint: Tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model.requires_grad_(False)
+        digest = hashlib.sha256()
+        for key, value in model.state_dict().items():
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        self.register_buffer("fingerprint", torch.tensor(list(digest.digest()), dtype=torch.uint8))
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Guest:
+        """Stay in eval mode, whatever is asked for."""
+        return super().train(False)
+
+    @torch.no_grad()  # not inference_mode: its tensors cannot be saved for the student's backward
+    def forward(self, batch: Batch, return_features: bool = False) -> Any:
+        """Return what the model answers to a batch, and its features where these are asked for."""
+        return self.model(*model_inputs(self.model, batch), return_features=return_features)
 
 
 def model_inputs(model: Any, batch: Batch) -> tuple[Tensor, ...]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from training.depth_losses import edge_aware_smoothness, edge_loss, l1_loss, low_pass
 from training.metrics import valid_pixels
-from training.task import Batch, Task, mean_over_images, model_inputs
+from training.task import Batch, Guest, Task, mean_over_images, model_inputs
+from utils_distillation_loss import FeatureDistillation, ResponseDistillation
 
 RAMP = 0.2  # of the training: until then, ramped terms grow from 0 to their weights
 
@@ -83,3 +84,85 @@ class BaseResidualTask(SupervisedDepthTask):
             "sparse": features["residual"].abs().mean(dim=(1, 2, 3)),
         }
         return depth, terms
+
+
+class DistillationTask(Task):
+    """Metric depth from echoes, from measured depth where there is some and from a frozen teacher everywhere.
+
+    loss = lambda_task * task + lambda_kd * response + lambda_feat * feature: the masked L1 of the labelled images, the
+    teacher's answer at every pixel of every image (also at the holes of a label), and the sum of the feature losses
+    over the levels. The teacher is given the student's view.
+
+    Args:
+        student: a depth model that takes ``audio``.
+        teacher: a depth model that takes ``rgb``, with its weights; it stays as it is.
+        response: holds the student's depth against the teacher's answer.
+        features: holds the levels against each other; None computes no features.
+        lambda_task: weight of the L1 distance in metres from the measured depth.
+        lambda_kd: weight of the response.
+        lambda_feat: weight of the sum over the levels.
+        schedule: a key of ``SCHEDULES``. ``adaptive`` goes linearly, over the training, from half of ``lambda_task``
+            to the whole, and from the whole of the other two to 0.3 of them.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"audio", "rgb", "depth"})
+    uses_unlabelled: ClassVar[bool] = True
+    # Shares of lambda_task, and of lambda_kd and lambda_feat, at the beginning and at the end.
+    SCHEDULES: ClassVar[dict[str, tuple[tuple[float, float], tuple[float, float]]]] = {
+        "constant": ((1.0, 1.0), (1.0, 1.0)),
+        "adaptive": ((0.5, 1.0), (1.0, 0.3)),
+    }
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        response: ResponseDistillation,
+        features: FeatureDistillation | None = None,
+        *,
+        lambda_task: float = 1.0,
+        lambda_kd: float = 1.0,
+        lambda_feat: float = 0.0,
+        schedule: str = "constant",
+    ) -> None:
+        super().__init__(student)
+        self.teacher = Guest(teacher)
+        self.response = response
+        self.features = features
+        self.lambda_task = lambda_task
+        self.lambda_kd = lambda_kd
+        self.lambda_feat = lambda_feat
+        self.schedule = schedule
+
+    def weights(self, progress: float) -> tuple[float, float, float]:
+        """Return the weights of task, response and feature after a share of the training in [0, 1]."""
+        task, taught = (start + (end - start) * progress for start, end in self.SCHEDULES[self.schedule])
+        return self.lambda_task * task, self.lambda_kd * taught, self.lambda_feat * taught
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the loss, the depth [B, 1, H, W] in metres, and the parts, unweighted.
+
+        These are ``task``, ``response`` and, with features, ``feature`` and ``feature_<level>`` of each.
+        """
+        inputs = model_inputs(self.student, batch)
+        matched: dict[str, Tensor] = {}
+        if self.features is None:
+            depth, taught = self.student(*inputs), self.teacher(batch)  # both [B, 1, H, W]
+        else:
+            depth, heard = self.student(*inputs, return_features=True)
+            taught, seen = self.teacher(batch, return_features=True)
+            matched = {
+                f"feature_{level}": mean_over_images(value) if value.ndim else value
+                for level, value in self.features(heard, seen).items()
+            }
+        valid = valid_pixels(batch["depth"])
+        labelled = valid.flatten(1).any(dim=1)  # [B]
+        parts = {
+            "task": mean_over_images(l1_loss(depth, batch["depth"], valid), labelled),
+            "response": mean_over_images(self.response(depth, taught)),
+        }
+        if matched:
+            parts |= {"feature": torch.stack(list(matched.values())).sum(), **matched}
+        task, kd, feat = self.weights(progress)
+        loss = task * parts["task"] + kd * parts["response"] + feat * parts.get("feature", 0.0)
+        return {"loss": loss, "depth": depth, **parts}
