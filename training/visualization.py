@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 DEPTH_COLORS = matplotlib.colormaps["turbo"].with_extremes(bad="0.75")  # grey: no measurement
 ERROR_COLORS = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
 
-Column = tuple[str, str, list[Tensor]]  # title; rgb, audio, depth or error; one map per row
+Column = tuple[str, str, list[Tensor]]  # title; rgb, audio, depth, disparity or error; one map per row
 
 
 def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: str = "") -> None:
@@ -24,9 +24,10 @@ def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: s
 
     Args:
         path: where the PNG goes; written under another name first, so that it is always whole.
-        columns: title, kind and the maps of each column. ``rgb`` is [3, H, W] in [0, 1], ``audio`` [2, H, W],
-            ``depth`` and ``error`` [1, H, W] in metres, where 0 (for an error: NaN) is no measurement. The depth maps
-            of a row share one scale, the errors of the picture another.
+        columns: title, kind and the maps of each column. ``rgb`` is [3, H, W] in [0, 1]; ``audio`` [2, H, W] shows the
+            left ear beside the right one, time to the right, frequency upwards; ``depth`` and ``error`` are [1, H, W]
+            in metres, where 0 (for an error: NaN) is no measurement; ``disparity`` is [1, H, W] without a unit. The
+            depth maps of a row share one scale, the errors of the picture another, each disparity has its own.
         row_titles: one per row.
         title: of the whole picture.
     """
@@ -56,7 +57,9 @@ def _draw(figure: Any, axis: Any, kind: str, values: Tensor, high: float) -> Non
     if kind == "rgb":
         axis.imshow(array.transpose(1, 2, 0).clip(0, 1))
     elif kind == "audio":
-        axis.imshow(np.log1p(10 * array.reshape(-1, array.shape[-1])), aspect="auto", origin="lower", cmap="viridis")
+        _draw_ears(axis, array)
+    elif kind == "disparity":
+        axis.imshow(array[0], cmap=DEPTH_COLORS.reversed())  # near things in the colours of near depths
     else:
         invalid = array[0] <= 0 if kind == "depth" else np.isnan(array[0])
         colors = DEPTH_COLORS if kind == "depth" else ERROR_COLORS
@@ -64,6 +67,19 @@ def _draw(figure: Any, axis: Any, kind: str, values: Tensor, high: float) -> Non
         bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
         bar.ax.tick_params(labelsize=7)
         bar.set_label("m", fontsize=7)
+
+
+def _draw_ears(axis: Any, ears: np.ndarray) -> None:
+    """Draw spectrograms [2, H, W] side by side; faint late echoes are lifted, as the loud chirp hides them."""
+    lifted = np.log1p(10 * ears)
+    axis.imshow(
+        np.concatenate(list(lifted), axis=1), aspect="auto", origin="lower", cmap="viridis", vmin=0,
+        vmax=max(float(np.percentile(lifted, 99.5)), 1e-3),
+    )  # fmt: skip
+    axis.set_box_aspect(ears.shape[-2] / ears.shape[-1])
+    axis.axvline(ears.shape[-1] - 0.5, color="white", linewidth=1)
+    for place, ear in ((0.02, "left"), (0.52, "right")):
+        axis.text(place, 0.97, ear, transform=axis.transAxes, color="white", fontsize=7, va="top")
 
 
 def _high(values: Tensor, percentile: float) -> float:
