@@ -1,0 +1,265 @@
+"""Teach an ear what an eye sees: a frozen network that takes pictures teaches one that takes echoes."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from dataloaders import DepthDataset, create_dataset, create_loaders
+from errors import OptionError, run_script
+from models import MODELS, DepthModel, create_model
+from training import loop, options
+from training.checkpoint import load_checkpoint, restore_model
+from training.engine import create_fabric, seed_weights
+from training.session import depth_columns, run_training
+from training.task import Batch
+from training.tasks import DistillationTask
+from training.visualization import Column
+from utils_distillation_loss import (
+    ADAPTERS,
+    CHANNEL_BY_CHANNEL,
+    FEATURE_LOSSES,
+    RESPONSE_LOSSES,
+    TEMPERATURE,
+    FeatureDistillation,
+    ResponseDistillation,
+)
+
+# Of the flags that only say how features are matched. None in the parser, so that one given in vain is refused.
+FEATURE_DEFAULTS: dict[str, Any] = {
+    "feature_loss": "cwd",
+    "feature_levels": ["d1", "d2", "d3"],
+    "feature_adapters": "all",
+    "temperature": TEMPERATURE,
+}
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    parser = options.create_parser(__doc__)
+    options.add_data_options(parser, hears=True)
+    group = parser.add_argument_group("teacher and student")
+    group.add_argument(
+        "--teacher_checkpoint", type=Path, required=True, metavar="FILE", help="of a model that takes rgb; it is frozen"
+    )
+    hearing = sorted(name for name, model in MODELS.items() if "audio" in model.inputs)
+    group.add_argument("--student_model", choices=hearing, default="binaural_attention", help="what learns")
+    group.add_argument("--base_channels", type=options.positive_int, default=64, metavar="N", help="its width")
+    group.add_argument(
+        "--bilinear",
+        action=argparse.BooleanOptionalAction,
+        help="upsampling; else transposed convolutions (default: bilinear, where the model has a choice)",
+    )
+    group.add_argument(
+        "--attention_levels",
+        type=int,
+        choices=range(1, 6),
+        nargs="+",
+        metavar="LEVEL",
+        help="of binaural_attention, 1 to 5: where the ears ask each other (default: 2 3 4 5)",
+    )
+    options.add_compression_option(group)
+    group = parser.add_argument_group("loss = task + response + features")
+    group.add_argument(
+        "--lambda_task", type=options.non_negative_float, metavar="W", help="of L1 to measured depth (default: 1.0)"
+    )
+    group.add_argument(
+        "--lambda_kd", type=options.non_negative_float, default=1.0, metavar="W", help="of the teacher's depth map"
+    )
+    group.add_argument(
+        "--lambda_feat", type=options.non_negative_float, default=0.0, metavar="W", help="of the sum over the levels"
+    )
+    group.add_argument(
+        "--response_loss",
+        choices=tuple(RESPONSE_LOSSES),
+        help="(default: l1; ssi, which is blind to scale and shift, where the teacher gives disparity)",
+    )
+    group.add_argument("--feature_loss", choices=tuple(FEATURE_LOSSES), help="(default: cwd)")
+    group.add_argument(
+        "--feature_levels", nargs="+", metavar="LEVEL", help="of x1..x5, d1..d4 (default: d1 d2 d3, of the decoder)"
+    )
+    group.add_argument(
+        "--feature_adapters",
+        choices=ADAPTERS,
+        help="levels with a learned 1x1 convolution, for mse, cosine and cwd (default: all)",
+    )
+    group.add_argument("--temperature", type=options.positive_float, metavar="T", help="of cwd (default: 4.0)")
+    group.add_argument(
+        "--schedule",
+        choices=tuple(DistillationTask.SCHEDULES),
+        default="constant",
+        help="adaptive: over training, task from 0.5 of its weight to 1, response and features from 1 to 0.3",
+    )
+    options.add_optimization_options(parser, learning_rate=1e-3)
+    options.add_experiment_options(parser, wandb_project="batvision-depth-estimation")
+    options.add_run_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, build, fit."""
+    args = options.parse_training_options(create_parser(), "distill", argv)
+    check_options(args)
+    fabric = create_fabric(args)
+    checkpoint = load_checkpoint(args.teacher_checkpoint)
+    teacher = restore_model(checkpoint, args.teacher_checkpoint)
+    data = options.dataset_options(args)
+    needs = DistillationTask.needs
+    datasets = {split: create_dataset(split=split, modalities=needs, **data) for split in ("train", "val")}
+    notes = check_teacher(args, teacher, checkpoint, datasets["train"].preprocessing)
+    response = create_response(args, teacher, datasets["train"])
+    loaders = create_loaders(datasets, **options.loader_options(args, fabric), only_labelled=False)
+    seed_weights(args.seed)  # here, so that the student begins as it would without a teacher
+    student = create_model(args.student_model, **student_config(args), max_depth=datasets["train"].max_depth)
+    task = DistillationTask(
+        student,
+        teacher,
+        response,
+        create_features(args, student, teacher, fabric.world_size) if args.lambda_feat > 0 else None,
+        lambda_task=args.lambda_task,
+        lambda_kd=args.lambda_kd,
+        lambda_feat=args.lambda_feat,
+        schedule=args.schedule,
+    )
+    columns = columns_with(teacher, fabric)
+    run_training(args, fabric, task, loaders["train"], loaders["val"], columns=columns, notes=notes)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what would have no effect, and fill in the defaults of what has one.
+
+    Raises:
+        OptionError: naming the flag.
+    """
+    if args.lambda_kd == 0 and args.lambda_feat == 0:
+        raise OptionError(
+            "--lambda_kd 0 and --lambda_feat 0 leave nothing to distil; train_binaural_attention.py learns from "
+            "measured depth alone"
+        )
+    if args.lambda_kd == 0 and args.response_loss is not None:
+        raise OptionError("--response_loss has no effect with --lambda_kd 0")
+    if args.label_fraction == 0 and args.lambda_task is not None:
+        raise OptionError("--lambda_task has no effect with --label_fraction 0: there is no measured depth")
+    if args.lambda_task is None:
+        args.lambda_task = 1.0
+    if args.lambda_feat == 0:
+        for flag in FEATURE_DEFAULTS:
+            if getattr(args, flag) is not None:
+                raise OptionError(f"--{flag} has no effect with --lambda_feat 0; give a weight above 0")
+        return
+    kind = args.feature_loss or FEATURE_DEFAULTS["feature_loss"]
+    if args.temperature is not None and kind != "cwd":
+        raise OptionError(f"--temperature has no effect with --feature_loss {kind}; it belongs to cwd")
+    if args.feature_adapters is not None and kind not in CHANNEL_BY_CHANNEL:
+        raise OptionError(f"--feature_adapters has no effect with --feature_loss {kind}, which compares no channels")
+    for flag, default in FEATURE_DEFAULTS.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, default)
+
+
+def check_teacher(
+    args: argparse.Namespace, teacher: DepthModel, checkpoint: dict[str, Any], preprocessing: dict[str, Any]
+) -> list[str]:
+    """Make sure that the teacher can look at what the student's samples hold; return what the log should say.
+
+    Raises:
+        OptionError: it does not see, does not take this size, or hears otherwise than the student.
+    """
+    path, before = args.teacher_checkpoint, checkpoint["preprocessing"]
+    if "rgb" not in teacher.inputs:
+        takes = " and ".join(teacher.inputs)
+        raise OptionError(f"--teacher_checkpoint {path}: {teacher.name} takes {takes}; a teacher must see (rgb)")
+    teacher.check_image_size(args.image_size)
+    if "audio" in teacher.inputs:
+        for key in ("audio_format", "audio_samples"):
+            if before[key] != preprocessing[key]:
+                raise OptionError(
+                    f"--teacher_checkpoint {path}: it was trained with {key} {before[key]}, not {preprocessing[key]}; "
+                    "give the flags of its training"
+                )
+    parameters = sum(parameter.numel() for parameter in teacher.parameters()) / 1e6
+    notes = [f"teacher: {teacher.name}, {parameters:.2f} M parameters, frozen, epoch {checkpoint['epoch']} of {path}"]
+    if before["image_size"] != args.image_size:
+        notes.append(
+            f"warning: the teacher was trained at image size {before['image_size']} and is shown {args.image_size}"
+        )
+    return notes
+
+
+def create_response(args: argparse.Namespace, teacher: DepthModel, dataset: DepthDataset) -> ResponseDistillation:
+    """Return the response loss that fits the teacher's output and the training split.
+
+    Raises:
+        OptionError: it does not fit, or nothing would tell the student how long a metre is.
+    """
+    kind = args.response_loss or ("ssi" if teacher.output == "disparity" else "l1")
+    response = ResponseDistillation(kind, teacher.output, dataset.max_depth)
+    if args.lambda_kd > 0:
+        args.response_loss = kind
+    measured = args.lambda_task > 0 and dataset.labelled.any()
+    if not measured and (kind == "ssi" or args.lambda_kd == 0):
+        raise OptionError(
+            "nothing would teach the student metres: that takes pairs with measured depth (--label_fraction and "
+            "--lambda_task above 0), or a teacher's depth (--lambda_kd above 0, and not ssi)"
+        )
+    return response
+
+
+def student_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Return those arguments that the student takes of the ones that the flags set.
+
+    Raises:
+        OptionError: a flag that it does not take.
+    """
+    taken = inspect.signature(MODELS[args.student_model]).parameters
+    for flag in ("bilinear", "attention_levels", "compress_input"):
+        if getattr(args, flag) is not None and flag not in taken:
+            raise OptionError(f"--{flag} has no effect on --student_model {args.student_model}")
+    config = {
+        "base_channels": args.base_channels,
+        "bilinear": args.bilinear,
+        "attention_levels": args.attention_levels,
+        "compress_input": options.compresses_input(args),
+        "image_size": args.image_size,
+    }
+    return {key: value for key, value in config.items() if key in taken and value is not None}
+
+
+def create_features(
+    args: argparse.Namespace, student: DepthModel, teacher: DepthModel, processes: int
+) -> FeatureDistillation:
+    """Return the feature losses over the levels asked for, with their adapters.
+
+    Raises:
+        OptionError: a level that one of the two has not, or a batch in which there is nothing to compare.
+    """
+    if args.feature_loss == "similarity" and args.batch_size < 2 * processes:
+        raise OptionError(
+            f"--feature_loss similarity compares the images of a batch: --batch_size {2 * processes} or more"
+        )
+    widths = [{level: shape[0] for level, shape in model.feature_shapes().items()} for model in (student, teacher)]
+    return FeatureDistillation(
+        widths[0], widths[1], args.feature_levels, args.feature_loss, args.feature_adapters, args.temperature
+    )
+
+
+def columns_with(teacher: DepthModel, fabric: Fabric) -> Callable[[Batch, Tensor], list[Column]]:
+    """Return the columns of an epoch's picture, the teacher's answer among them."""
+
+    def columns(batch: Batch, prediction: Tensor) -> list[Column]:
+        *before, predicted, error = depth_columns(batch, prediction)
+        answer = loop.predict(fabric, teacher, fabric.to_device(batch)).cpu()
+        kind = "depth" if teacher.output == "metres" else "disparity"
+        return [*before, ("teacher", kind, list(answer)), predicted, error]
+
+    return columns
+
+
+if __name__ == "__main__":
+    run_script(main)
