@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.depth_losses import edge_aware_smoothness, l1_loss, silog_loss
+from training.depth_losses import edge_aware_smoothness, edge_loss, l1_loss, low_pass, silog_loss
 from training.task import mean_over_images
 
 
@@ -42,7 +42,33 @@ def test_smoothness_by_hand():
     assert edge_aware_smoothness(two_rows(5 * depth), two_rows(flat)).item() == pytest.approx(1.0), "scale-free"
 
 
-@pytest.mark.parametrize("loss", [l1_loss, silog_loss])
+def test_smoothness_without_a_picture_weighs_all_alike():
+    depth = maps([1.0, 3.0]).expand(-1, -1, 2, -1)
+    assert edge_aware_smoothness(depth).item() == pytest.approx(1.0)
+
+
+def test_edges_by_hand():
+    # prediction steps by 3 and 0 where the target steps by 1 and 2; the next step ends in a hole
+    prediction = torch.tensor([[1.0, 4.0, 4.0, 9.0], [2.0, 5.0, 5.0, 9.0]])[None, None]
+    target = torch.tensor([[1.0, 2.0, 4.0, 0.0], [1.0, 2.0, 4.0, 0.0]])[None, None]
+    along_x, along_y = (2 + 2) / 2, 1.0
+    assert edge_loss(prediction, target, target > 0).item() == pytest.approx(along_x + along_y)
+    assert edge_loss(prediction + 7, target, target > 0).item() == pytest.approx(along_x + along_y), "shift-free"
+
+
+def test_low_pass_by_hand():
+    depth = torch.zeros(1, 1, 1, 7)
+    depth[0, 0, 0, 2], depth[0, 0, 0, 4] = 2.0, 6.0
+    blurred = low_pass(depth, depth > 0, sigma=1.0)[0, 0, 0]
+    near, far = math.exp(-0.5), math.exp(-4.5)
+    assert blurred[3].item() == pytest.approx(4.0), "as near to either"
+    assert blurred[1].item() == pytest.approx((2 * near + 6 * far) / (near + far), rel=1e-5)
+    flat = torch.full((1, 1, 9, 9), 3.0)
+    assert torch.allclose(low_pass(flat, flat > 0, sigma=2.0), flat), "no darkening at the border"
+    assert low_pass(depth, torch.zeros_like(depth, dtype=torch.bool), sigma=1.0).abs().sum() == 0
+
+
+@pytest.mark.parametrize("loss", [l1_loss, silog_loss, edge_loss])
 def test_an_empty_mask_gives_a_finite_zero_with_a_gradient(loss):
     prediction = maps([1.0, 2.0], grad=True)
     target = torch.zeros(1, 1, 1, 2)
