@@ -1,0 +1,257 @@
+"""Depth maps from recordings that belong to no data set: a checkpoint and WAV files are all it takes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dataloaders import prepare_audio, prepare_rgb, read_image, read_wav
+from dataloaders.images import SUFFIXES
+from dataloaders.readers import natural_order
+from errors import DataError, OptionError, run_script
+from models import DepthModel
+from training import loop, options
+from training.checkpoint import load_checkpoint, restore_model
+from training.engine import create_fabric
+from training.task import Batch
+from training.visualization import Column, save_grid
+
+FILES = {"audio": frozenset({".wav"}), "rgb": SUFFIXES}  # what is looked for in a folder
+WRITTEN = ("{}.npy", "{}.png", "{}_depth.png")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What becomes one depth map: the stem of its name, and a file for each input of the network."""
+
+    stem: str
+    files: dict[str, Path]
+
+    def outputs(self, folder: Path) -> list[Path]:
+        """Return the files to write: metres, millimetres and a picture."""
+        return [folder / name.format(self.stem) for name in WRITTEN]
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    parser = options.create_parser(__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="any .pth of a training script")
+    parser.add_argument("--audio", type=Path, metavar="PATH", help="a stereo recording, or a folder of .wav files")
+    parser.add_argument(
+        "--rgb",
+        type=Path,
+        metavar="PATH",
+        help="a picture or a folder, for a network that sees; beside --audio: of its name, or of its last number",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="gets NAME.npy (float32, metres), NAME.png (16 bit, millimetres) and NAME_depth.png (a picture) of each",
+    )
+    parser.add_argument(
+        "--size", type=options.positive_int, nargs=2, metavar=("H", "W"), help="of the maps (default: the network's)"
+    )
+    parser.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier prediction wrote")
+    group = parser.add_argument_group("device")
+    group.add_argument("--gpu_ids", type=options.gpu_list, metavar="N", help="the GPU to use (default: the first)")
+    options.add_precision_option(group)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, predict, write; a broken file among others is named, and the others are predicted."""
+    args = create_parser().parse_args(argv)
+    options.check_device(args)
+    if len(args.gpu_ids or []) > 1:
+        raise OptionError("--gpu_ids: predict.py runs on one GPU; name one")
+    checkpoint = load_checkpoint(args.checkpoint)
+    model = restore_model(checkpoint, args.checkpoint)
+    check_inputs(args, model)
+    jobs = find_jobs({key: getattr(args, key) for key in model.inputs})
+    check_outputs(jobs, args.output, overwrite=args.overwrite)
+    fabric = create_fabric(args)
+    fabric.to_device(model.to(memory_format=torch.channels_last))
+
+    failed = 0
+    for job in tqdm(jobs, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty(), leave=False):
+        try:
+            batch = read_batch(job, checkpoint["preprocessing"], resample=args.resample)
+            depth = loop.predict(fabric, model, fabric.to_device(batch)).cpu()  # [1, 1, S, S]
+            if args.size:
+                depth = torch.nn.functional.interpolate(depth, args.size, mode="bilinear", align_corners=False)
+            write_depth(job, args.output, batch, depth[0])
+        except DataError as error:
+            if len(jobs) == 1:
+                raise
+            failed += 1
+            tqdm.write(f"predict.py: {error}", file=sys.stderr)
+            continue
+        tqdm.write(f"{job.stem}: {depth.min():.2f} to {depth.max():.2f} m")
+    if failed:
+        raise DataError(f"{failed} of {len(jobs)} files could not be predicted, as named above; the others could")
+    print(f"{args.output}: NAME.npy in metres, NAME.png in millimetres, NAME_depth.png to look at")
+
+
+def check_inputs(args: argparse.Namespace, model: DepthModel) -> None:
+    """Make sure that there is what the network takes, and nothing that it would ignore.
+
+    Raises:
+        OptionError: naming the flag.
+    """
+    takes = " and ".join(f"--{key}" for key in model.inputs)
+    for key in ("audio", "rgb"):
+        if (getattr(args, key) is not None) != (key in model.inputs):
+            raise OptionError(f"--{key}: {args.checkpoint} is a {model.name}, which takes {takes}")
+    if args.resample and "audio" not in model.inputs:
+        raise OptionError(f"--resample has no effect: {args.checkpoint} is a {model.name}, which takes {takes}")
+    if model.output != "metres":
+        raise OptionError(f"{args.checkpoint} is a {model.name}, which gives {model.output}; predict.py writes metres")
+
+
+def find_jobs(paths: Mapping[str, Path]) -> list[Job]:
+    """List what is to be predicted, in natural order, each recording with its picture where both are needed.
+
+    Args:
+        paths: a file or a folder for each input of the network.
+
+    Raises:
+        DataError: nothing is there, or a recording has no picture, or more than one.
+    """
+    found = {key: find_files(path, FILES[key]) for key, path in paths.items()}
+    if len(found) == 1:
+        ((key, files),) = found.items()
+        return [Job(file.stem, {key: file}) for file in files]
+    recordings, pictures = found["audio"], found["rgb"]
+    if paths["audio"].is_file() and paths["rgb"].is_file():
+        return [Job(recordings[0].stem, {"audio": recordings[0], "rgb": pictures[0]})]
+    return [Job(file.stem, {"audio": file, "rgb": picture_of(file, pictures)}) for file in recordings]
+
+
+def find_files(path: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Return the file, or the files of a folder that have one of the suffixes, in natural order.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such file or folder")
+    names = [
+        entry.name
+        for entry in path.iterdir()
+        if entry.suffix.lower() in suffixes and entry.is_file() and not entry.name.startswith(".")
+    ]
+    if not names:
+        raise DataError(f"{path} holds no file that ends in {' '.join(sorted(suffixes))}")
+    return [path / name for name in natural_order(names)]
+
+
+def picture_of(recording: Path, pictures: Sequence[Path]) -> Path:
+    """Return the picture of the recording's stem, or else the one whose name ends in the same number.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    same = [picture for picture in pictures if picture.stem == recording.stem]
+    number = last_number(recording)
+    if not same and number is not None:  # BatVision: audio_1.wav, camera_1.jpeg
+        same = [picture for picture in pictures if last_number(picture) == number]
+    if len(same) != 1:
+        has = ", ".join(picture.name for picture in same) or "none"
+        raise DataError(f"{recording}: one picture must bear its name or end in its number; found {has}")
+    return same[0]
+
+
+def last_number(path: Path) -> int | None:
+    """Return the number in which a file's stem ends."""
+    digits = re.search(r"\d+$", path.stem)
+    return int(digits.group()) if digits else None
+
+
+def check_outputs(jobs: Sequence[Job], folder: Path, *, overwrite: bool) -> None:
+    """Make sure that no file to be written is an input, another one's output or, unless so wanted, there already.
+
+    Raises:
+        OptionError: naming the file.
+    """
+    inputs = {path.resolve() for job in jobs for path in job.files.values()}
+    owners: dict[Path, Job] = {}
+    for job in jobs:
+        name, *_ = job.files.values()
+        for path in job.outputs(folder):
+            if path in owners:
+                other, *_ = owners[path].files.values()
+                raise OptionError(f"{name.name} and {other.name} would both be written to {path}; rename one")
+            owners[path] = job
+            if path.resolve() in inputs:
+                raise OptionError(f"--output {folder}: {path} is an input; choose another folder")
+            if path.exists() and not overwrite:
+                raise OptionError(f"{path} exists; --overwrite replaces it, or choose another --output")
+
+
+def read_batch(job: Job, preprocessing: Mapping[str, Any], *, resample: bool) -> Batch:
+    """Read a job's files as the network's training did: a batch of one.
+
+    Raises:
+        DataError: of a file that is broken, or not what it should be.
+    """
+    batch: Batch = {}
+    for key, path in job.files.items():
+        try:
+            if key == "audio":
+                wave = read_wav(path, resample_to_44100=resample or preprocessing["resample"])
+                batch[key] = prepare_audio(wave, preprocessing)[None]  # [1, 2, S, S]
+            else:
+                batch[key] = prepare_rgb(read_image(path, upright=True), preprocessing)[None]  # [1, 3, S, S]
+        except DataError as error:
+            raise DataError(f"{error}" if str(path) in str(error) else f"{path}: {error}") from None
+    return batch
+
+
+def write_depth(job: Job, folder: Path, batch: Batch, depth: Tensor) -> None:
+    """Write a depth map [1, H, W] in metres as an array, in millimetres and as a picture; each file whole or not.
+
+    Raises:
+        DataError: the network's answer is not a number.
+        OptionError: the folder cannot be written to.
+    """
+    if not torch.isfinite(depth).all():
+        raise DataError(f"{job.stem}: the network's answer is not a number")
+    metres = depth[0].numpy().astype(np.float32)  # [H, W]
+    millimetres = np.rint(metres.astype(np.float64) * 1000).clip(0, np.iinfo(np.uint16).max).astype(np.uint16)
+    columns: list[Column] = [("echoes" if key == "audio" else "RGB", key, list(batch[key])) for key in job.files]
+    arrays, image, picture = job.outputs(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(arrays, lambda file: np.save(file, metres))
+        write_file(image, lambda file: Image.fromarray(millimetres).save(file, "PNG"))
+        save_grid(picture, [*columns, ("depth", "depth", [depth])], [""], job.stem)
+    except OSError as error:
+        raise OptionError(f"--output {folder} cannot be written to ({error})") from error
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under another name and rename it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        write(file)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    run_script(main)

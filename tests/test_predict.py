@@ -1,0 +1,259 @@
+"""predict.py: the depth of an evaluation from bare files, and one line for each file that is broken."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lightning_fabric import Fabric
+from make_data import truncate
+from PIL import Image
+
+import predict
+from dataloaders import create_dataset
+from models import create_model
+from training import loop
+from training.checkpoint import save_checkpoint
+
+SIZE = 32
+NETWORKS = {"binaural_attention": "ears", "rgb_depth": "eyes", "multimodal_fusion": "both"}
+
+
+@pytest.fixture(scope="module")
+def networks(rooms, tmp_path_factory):
+    """Checkpoints of untrained networks, by what they take: (file, model)."""
+    folder = tmp_path_factory.mktemp("networks")
+    preprocessing = create_dataset("simulated", rooms, "test", image_size=SIZE).preprocessing
+    made = {}
+    for name, key in NETWORKS.items():
+        torch.manual_seed(0)
+        model = create_model(name, base_channels=4, max_depth=12.0).eval()
+        checkpoint = {
+            "format": 1,
+            "model": {"name": name, "config": model.config},
+            "model_state_dict": model.state_dict(),
+            "preprocessing": preprocessing,
+            "args": {"experiment_name": "e"},
+            "epoch": 1,
+        }
+        save_checkpoint(checkpoint, folder / f"{key}.pth")
+        made[key] = folder / f"{key}.pth", model
+    return made
+
+
+@pytest.fixture
+def ears(networks):
+    return networks["ears"][0]
+
+
+def recording(path, seconds=0.1, rate=44_100, channels=2, seed=0):
+    rng = np.random.default_rng(seed)
+    soundfile.write(path, rng.normal(0, 0.1, (int(seconds * rate), channels)), rate)
+    return path
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for number in (1, 2, 10):
+        recording(folder / f"audio_{number}.wav", seed=number)
+    return folder
+
+
+def refused(run_cli, *flags):
+    code, _, errors = run_cli(predict.main, *flags)
+    assert code == 2
+    assert len(errors.strip().splitlines()) == 1, errors
+    assert "Traceback" not in errors
+    return errors
+
+
+# ----------------------------------------------------------------------------------------------------------- what it is
+
+
+@pytest.mark.parametrize("key", sorted(NETWORKS.values()))
+def test_it_is_the_prediction_of_an_evaluation(rooms, networks, tmp_path, run_cli, key):
+    checkpoint, model = networks[key]
+    dataset = create_dataset("simulated", rooms, "test", image_size=SIZE)
+    sample, files = dataset[0], dataset.rows[0].files
+    flags = [x for name in model.inputs for x in (f"--{name}", files[name][0])]
+    code, _, errors = run_cli(predict.main, "--checkpoint", checkpoint, *flags, "--output", tmp_path, "--precision", 32)
+    assert (code, errors) == (0, "")
+    fabric = Fabric(accelerator="cpu", devices=1)
+    batch = {name: value[None] for name, value in sample.items() if isinstance(value, torch.Tensor)}
+    expected = loop.predict(fabric, model, batch)[0, 0].numpy()
+    (array,) = tmp_path.glob("*.npy")
+    depth = np.load(array)
+    assert depth.dtype == np.float32
+    assert depth.shape == (SIZE, SIZE)
+    assert np.allclose(depth, expected, rtol=1e-5)
+
+
+def test_the_three_files_of_a_recording(ears, recordings, tmp_path, run_cli):
+    out = tmp_path / "out"
+    code, printed, errors = run_cli(predict.main, "--checkpoint", ears, "--audio", recordings, "--output", out)
+    assert (code, errors) == (0, "")
+    stems = ("audio_1", "audio_2", "audio_10")
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{stem}{end}" for stem in stems for end in (".npy", ".png", "_depth.png")
+    )
+    assert [line.split(":")[0] for line in printed.splitlines()[:3]] == list(stems), "in natural order"
+    for stem in stems:
+        metres = np.load(out / f"{stem}.npy")
+        with Image.open(out / f"{stem}.png") as image:
+            assert image.mode.startswith("I;16")
+            millimetres = np.array(image)
+        assert np.abs(millimetres / 1000 - metres).max() <= 0.0005 + 1e-6
+        with Image.open(out / f"{stem}_depth.png") as picture:
+            assert picture.size[0] > 200
+
+
+def test_the_real_recording(ears, samples_dir, tmp_path, run_cli):
+    wav = samples_dir / "BatvisionV2/Sample_Room/audio/audio_47.wav"
+    code, _, errors = run_cli(predict.main, "--checkpoint", ears, "--audio", wav, "--output", tmp_path)
+    assert (code, errors) == (0, "")
+    depth = np.load(tmp_path / "audio_47.npy")
+    assert depth.shape == (SIZE, SIZE)
+    assert ((depth > 0) & (depth < 12)).all()
+
+
+def test_a_recording_finds_its_picture_by_number(networks, samples_dir, tmp_path, run_cli):
+    room = samples_dir / "BatvisionV2/Sample_Room"
+    flags = ("--audio", room / "audio", "--rgb", room / "camera", "--output", tmp_path)
+    code, _, errors = run_cli(predict.main, "--checkpoint", networks["both"][0], *flags)
+    assert (code, errors) == (0, "")
+    assert (tmp_path / "audio_47.npy").is_file()
+
+
+def test_names_come_before_numbers(tmp_path):
+    paths = [Path(name) for name in ("a_1.jpg", "b_1.jpg", "c_02.jpg", "hall.png")]
+    assert predict.picture_of(Path("a_1.wav"), paths).name == "a_1.jpg"
+    assert predict.picture_of(Path("audio_2.wav"), paths).name == "c_02.jpg"
+    assert predict.picture_of(Path("hall.wav"), paths).name == "hall.png"
+    for name in ("x_1.wav", "x_3.wav", "attic.wav"):
+        with pytest.raises(predict.DataError, match=name):
+            predict.picture_of(Path(name), paths)
+
+
+def test_another_size(ears, recordings, tmp_path, run_cli):
+    flags = ("--audio", recordings / "audio_1.wav", "--output", tmp_path, "--size", 20, 48)
+    assert run_cli(predict.main, "--checkpoint", ears, *flags)[0] == 0
+    assert np.load(tmp_path / "audio_1.npy").shape == (20, 48)
+    with Image.open(tmp_path / "audio_1.png") as image:
+        assert image.size == (48, 20)
+
+
+def test_resampling_is_asked_for(ears, tmp_path, run_cli):
+    slow = recording(tmp_path / "slow.wav", rate=48_000)
+    flags = ("--checkpoint", ears, "--audio", slow, "--output", tmp_path / "out")
+    assert "--resample" in refused(run_cli, *flags)
+    assert run_cli(predict.main, *flags, "--resample")[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def test_a_broken_file_does_not_stop_the_others(ears, recordings, tmp_path, run_cli):
+    recording(recordings / "audio_3.wav", channels=1)
+    truncate(recordings / "audio_2.wav")
+    out = tmp_path / "out"
+    code, _, errors = run_cli(predict.main, "--checkpoint", ears, "--audio", recordings, "--output", out)
+    assert code == 2
+    lines = errors.strip().splitlines()
+    assert len(lines) == 3
+    assert "audio_2.wav" in lines[0]
+    assert "audio_3.wav has 1 channel" in lines[1]
+    assert "2 of 4" in lines[2]
+    assert sorted(path.stem for path in out.glob("*.npy")) == ["audio_1", "audio_10"]
+
+
+def broken(folder, kind):
+    path = folder / "broken.wav"
+    if kind == "mono":
+        recording(path, channels=1)
+    elif kind == "short":
+        recording(path, seconds=0.001)
+    elif kind == "truncated":
+        truncate(recording(path))
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("no sound")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["mono", "truncated", "empty", "text", "missing"])
+def test_a_single_broken_file(ears, tmp_path, run_cli, kind):
+    out = tmp_path / "out"
+    assert "broken.wav" in refused(run_cli, "--checkpoint", ears, "--audio", broken(tmp_path, kind), "--output", out)
+    assert not out.exists()
+
+
+def test_an_error_of_the_preprocessing_names_the_file(tmp_path):
+    job = predict.Job("broken", {"audio": broken(tmp_path, "short")})
+    preprocessing = {"audio_samples": None, "audio_format": "spectrogram", "image_size": SIZE, "resample": False}
+    with pytest.raises(predict.DataError, match=r"broken\.wav: the sound has 44 samples"):
+        predict.read_batch(job, preprocessing, resample=False)
+
+
+def test_an_empty_folder(ears, tmp_path, run_cli):
+    (tmp_path / "empty").mkdir()
+    flags = ("--checkpoint", ears, "--audio", tmp_path / "empty", "--output", tmp_path)
+    assert ".wav" in refused(run_cli, *flags)
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "named"),
+    [
+        ("eyes", ["audio"], "--audio"),
+        ("eyes", [], "--rgb"),
+        ("ears", [], "--audio"),
+        ("ears", ["audio", "rgb"], "--rgb"),
+        ("both", ["audio"], "--rgb"),
+        ("eyes", ["rgb", "resample"], "--resample"),
+    ],
+)
+def test_what_the_network_does_not_take(networks, recordings, tmp_path, run_cli, network, given, named):
+    paths = {"audio": ["--audio", recordings], "rgb": ["--rgb", tmp_path], "resample": ["--resample"]}
+    flags = [flag for name in given for flag in paths[name]]
+    errors = refused(run_cli, "--checkpoint", networks[network][0], *flags, "--output", tmp_path / "out")
+    assert f"error: {named}" in errors
+    assert "which takes" in errors
+
+
+def test_inputs_are_never_overwritten(networks, tmp_path, run_cli):
+    picture = tmp_path / "hall.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
+    before = picture.read_bytes()
+    flags = ("--checkpoint", networks["eyes"][0], "--rgb", picture, "--output", tmp_path, "--overwrite")
+    assert "hall.png is an input" in refused(run_cli, *flags)
+    assert picture.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["hall.png"]
+
+
+def test_what_is_there_stays_unless_it_is_to_be_replaced(ears, recordings, tmp_path, run_cli):
+    mine = recordings / "audio_2.png"
+    mine.write_text("a picture of mine")
+    flags = ("--checkpoint", ears, "--audio", recordings, "--output", recordings)
+    assert "--overwrite" in refused(run_cli, *flags)
+    assert mine.read_text() == "a picture of mine"
+    assert not list(recordings.glob("*.npy"))
+    assert run_cli(predict.main, *flags, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("other", ["audio_1.WAV", "audio_1_depth.wav"])
+def test_two_recordings_for_one_name(ears, recordings, tmp_path, run_cli, other):
+    shutil.copy(recordings / "audio_1.wav", recordings / other)
+    errors = refused(run_cli, "--checkpoint", ears, "--audio", recordings, "--output", tmp_path / "out")
+    assert "audio_1.wav" in errors
+    assert other in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be(ears, recordings, tmp_path, run_cli):
+    (tmp_path / "file").write_text("")
+    flags = ("--checkpoint", ears, "--audio", recordings / "audio_1.wav", "--output", tmp_path / "file")
+    assert "--output" in refused(run_cli, *flags)
