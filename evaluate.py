@@ -183,6 +183,9 @@ def fit_baselines_of(args: argparse.Namespace, data: dict[str, Any]) -> dict[str
     except DataError as error:
         print(f"no baselines: {error}")
         return {}
+    if not train.labelled.any():
+        print("no baselines: no training pair has depth")
+        return {}
     return fit_baselines(loader)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from make_data import write_batvision_v1, write_batvision_v2, write_nyu_b
 
+import evaluate
 import train_distillation
 import train_rgb_depth
 from dataloaders import create_dataset
@@ -391,6 +392,40 @@ def test_a_teacher_of_another_size_is_warned_about(rooms, tmp_path, run_cli):
     assert "warning: the teacher was trained at image size 64 and is shown 32" in out
 
 
+HEARING = sorted(name for name, model in MODELS.items() if "audio" in model.inputs)
+
+
+@pytest.mark.parametrize("student", HEARING)
+def test_every_network_that_hears_is_taught(rooms, teacher, tmp_path, run_cli, student):
+    flags = ("--nb_epochs", 1, "--limit_train_batches", 2, "--limit_val_batches", 1, "--student_model", student)
+    flags += ("--audio_format", "log_spectrogram", "--label_fraction", 0.5)
+    code, _, errors = run_cli(train_distillation.main, *arguments(rooms, tmp_path, teacher, *flags))
+    assert (code, errors) == (0, "")
+    model = load_checkpoint(tmp_path / "checkpoints/e/last.pth")["model"]
+    assert model["name"] == student
+    assert model["config"]["max_depth"] == 12
+    assert model["config"].get("compress_input", False) is False, "the spectrogram is logarithmic already"
+
+
+def test_the_flags_of_the_student_arrive(rooms, teacher, tmp_path, run_cli):
+    flags = ("--nb_epochs", 1, "--limit_train_batches", 1, "--student_model", "binaural_attention", "--no-bilinear")
+    flags += ("--attention_levels", 4, 5, "--lambda_feat", 0.1, "--limit_val_batches", 1)
+    code, _, errors = run_cli(train_distillation.main, *arguments(rooms, tmp_path, teacher, *flags))
+    assert (code, errors) == (0, "")
+    config = load_checkpoint(tmp_path / "checkpoints/e/last.pth")["model"]["config"]
+    assert config["attention_levels"] == [4, 5]
+    assert config["bilinear"] is False
+
+
+def test_what_was_taught_without_a_label_is_scored(rooms, teacher, tmp_path, run_cli):
+    flags = ("--nb_epochs", 1, "--limit_train_batches", 1, "--label_fraction", 0)
+    assert run_cli(train_distillation.main, *arguments(rooms, tmp_path, teacher, *flags))[0] == 0
+    best = tmp_path / "checkpoints/e/best_model.pth"
+    code, out, errors = run_cli(evaluate.main, "--checkpoint", best, "--output_dir", tmp_path, "--num_workers", 0)
+    assert (code, errors) == (0, "")
+    assert "no baselines: no training pair has depth" in out
+
+
 @pytest.mark.parametrize("kind", sorted(FEATURE_LOSSES))
 def test_every_feature_loss_trains(rooms, teacher, tmp_path, run_cli, kind):
     flags = ("--nb_epochs", 1, "--lambda_feat", 0.1, "--feature_loss", kind, "--feature_levels", "x5", "d1")
@@ -429,6 +464,8 @@ def refused(run_cli, folder, *flags):
         (("--label_fraction", 0, "--lambda_kd", 0, "--lambda_feat", 1), "metres"),
         (("--lambda_task", 0, "--response_loss", "ssi"), "metres"),
         (("--attention_levels", 2, 3), "--attention_levels"),
+        (("--student_model", "unet_baseline", "--bilinear"), "--bilinear"),
+        (("--student_model", "unet_baseline", "--lambda_feat", 1), "e1 e2"),
         (("--image_size", 40), "32 or 48"),
     ],
 )
