@@ -22,7 +22,7 @@ from training.baselines import FixedPrediction, fit_baselines
 from training.checkpoint import load_checkpoint, restore_model
 from training.engine import create_fabric
 from training.metrics import DEPTH_BINS, METRICS, MetricTable
-from training.session import depth_columns
+from training.session import depth_columns, sample_columns
 from training.visualization import save_grid
 
 CASES = 3  # best and worst samples in the picture, of each
@@ -221,7 +221,7 @@ def save_cases(path: Path, fabric: Fabric, candidates: list[Candidate]) -> None:
     if len(candidates) == 1:
         columns = depth_columns(batch, predictions[0])
     else:
-        columns = depth_columns(batch, predictions[0])[:-2]
+        columns = sample_columns(batch)
         columns += [(c.label, "depth", list(p)) for c, p in zip(candidates, predictions, strict=True)]
     titles = [f"{name}\nRMSE {errors[index]:.2f} m" for index, name in zip(chosen, batch["id"], strict=True)]
     save_grid(path, columns, titles, f"from the best to the worst case of {first.label}")

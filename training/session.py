@@ -37,16 +37,16 @@ HARMLESS = frozenset(
 PICTURED = 4  # validation samples in the picture of an epoch
 
 
-def depth_columns(batch: Batch, prediction: Tensor) -> list[Column]:
-    """Return the columns of an epoch's picture: what went in, the truth, the prediction and its error."""
+def sample_columns(batch: Batch) -> list[Column]:
+    """Return the columns that show the samples: what can be heard and seen, and the measured depth."""
     inputs: list[Column] = [(key.upper(), key, list(batch[key])) for key in ("audio", "rgb") if key in batch]
+    return [*inputs, ("ground truth", "depth", list(batch["depth"]))]
+
+
+def depth_columns(batch: Batch, prediction: Tensor) -> list[Column]:
+    """Return the columns of an epoch's picture: the samples, the prediction [B, 1, H, W] and its error."""
     errors = [error_map(p, t) for p, t in zip(prediction, batch["depth"], strict=True)]
-    return [
-        *inputs,
-        ("ground truth", "depth", list(batch["depth"])),
-        ("prediction", "depth", list(prediction)),
-        ("absolute error", "error", errors),
-    ]
+    return [*sample_columns(batch), ("prediction", "depth", list(prediction)), ("absolute error", "error", errors)]
 
 
 def run_training(
