@@ -1,5 +1,5 @@
 # make demo   set up, simulate rooms, train the RGB teacher on them, score it, and say where the pictures are
-# make test   set up, then lint, types and the whole test suite
+# make test   set up, then the whole test suite
 # make help   all targets
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ ROOMS := data/DemoRooms
 EPOCHS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint clean-demo
+.PHONY: help install demo test slow check lint clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -34,11 +34,13 @@ demo: install  ## 800 simulated rooms, a small RGB teacher, its pictures and its
 	@echo "Pictures (RGB, truth, prediction, error): results/demo/epoch_*.png, results/demo/test_cases.png"
 	@echo "Loss and metrics by epoch:                results/demo/curves.png"
 
-test: install lint  ## lint, types and the whole test suite
+test: install  ## the whole test suite
 	$(RUN) -m pytest -n 2
 
 slow: install  ## the tests that take minutes: compiled steps
 	$(RUN) -m pytest -m slow
+
+check: lint test  ## linters, types and tests: what a change must pass
 
 lint: install  ## ruff and mypy
 	$(RUN) -m ruff check .

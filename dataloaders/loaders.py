@@ -137,7 +137,7 @@ def create_loader(
         OptionError: ``batch_size`` cannot be divided over the processes.
         DataError: no pair has a label and ``only_labelled`` is set.
     """
-    indices = np.arange(len(dataset))
+    indices: np.ndarray = np.arange(len(dataset))
     if shuffle and only_labelled:
         indices = np.flatnonzero(dataset.labelled)
         if len(indices) == 0:
