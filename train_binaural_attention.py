@@ -20,7 +20,7 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_data_options(parser, hears=True)
     model = parser.add_argument_group("model and loss")
     model.add_argument(
-        "--base_channels", type=options.positive_int, default=64, help="64: 41.5 M parameters; 32: 10.4 M"
+        "--base_channels", type=options.positive_int, default=64, help="64: 37.8 M parameters; 32: 9.8 M"
     )
     model.add_argument(
         "--bilinear",

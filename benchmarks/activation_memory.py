@@ -68,7 +68,7 @@ def level_of(path: str) -> str:
     first, *rest = path.split(".")
     if first == "decoder":
         return f"d{int(rest[1]) + 1}"
-    if first in ("listen", "mix", "head", ""):
+    if first in ("listen", "head", ""):
         return first or "pooling"
     named = next((part for part in rest if part.startswith("x")), None)
     return named or f"x{int(next(part for part in rest if part.isdecimal())) + 1}"

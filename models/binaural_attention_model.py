@@ -18,8 +18,8 @@ from models.blocks import (
     Decoder,
     Encoder,
     Fuse,
-    GlobalMixer,
     MetricDepthHead,
+    PlaceMixer,
     SpectrogramInput,
     attend,
     heads_of,
@@ -27,6 +27,7 @@ from models.blocks import (
 )
 
 LEVELS = range(1, len(LEVEL_WIDTHS) + 1)
+MIXED_LEVELS = (3, 4, 5)  # a grid of 16x16 cells is as fine as they are, or nearly so
 
 
 class EarAttention(nn.Module):
@@ -77,19 +78,18 @@ def turn(x: Tensor, heads: int) -> Tensor:
 
 
 class BinauralAttentionDepthNet(DepthModel):
-    """Depth from the spectrograms of two ears; 41 M parameters at ``base_channels=64``.
+    """Depth from the spectrograms of two ears; 38 M parameters at ``base_channels=64``.
 
     Each ear has an encoder of its own. After each of ``attention_levels`` either asks the other (:class:`EarAttention`)
-    and goes on with what it heard; a fusion layer joins the two at every level. At the last level a transformer turns
-    the map of frequency and time into one of y and x (:class:`~models.blocks.GlobalMixer`), from which the decoder
-    rises.
+    and goes on with what it heard; a fusion layer joins the two at every level. At the three coarsest levels, learned
+    maps between places turn frequency and time into y and x (:class:`~models.blocks.PlaceMixer`), before the decoder
+    rises from them.
 
     Args:
         base_channels: channels of the first level, b; the others are 2b, 4b, 8b, 8b wide.
         bilinear: upsample bilinearly; otherwise by learned transposed convolutions.
         max_depth: the depth in metres that the output cannot exceed.
         attention_levels: the levels, of 1 to 5, at which the ears ask each other; may be empty.
-        mixer_blocks: transformer blocks at the last level.
         compress_input: take the logarithm of the input first: for magnitudes, not for spectrograms that are
             logarithmic already.
 
@@ -110,7 +110,6 @@ class BinauralAttentionDepthNet(DepthModel):
         bilinear: bool = True,
         max_depth: float = 30.0,
         attention_levels: Sequence[int] = (2, 3, 4, 5),
-        mixer_blocks: int = 2,
         compress_input: bool = True,
     ) -> None:
         if base_channels % 2:
@@ -124,7 +123,6 @@ class BinauralAttentionDepthNet(DepthModel):
             bilinear=bilinear,
             max_depth=max_depth,
             attention_levels=attention_levels,
-            mixer_blocks=mixer_blocks,
             compress_input=compress_input,
         )
         widths = [base_channels * width for width in LEVEL_WIDTHS]
@@ -134,7 +132,7 @@ class BinauralAttentionDepthNet(DepthModel):
         self.left_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in attention_levels})
         self.right_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in attention_levels})
         self.fuse = nn.ModuleList(Fuse(2 * width, width) for width in widths)
-        self.mix = GlobalMixer(widths[-1], mixer_blocks)
+        self.mix = nn.ModuleDict({f"x{i}": PlaceMixer(widths[i - 1]) for i in MIXED_LEVELS})
         self.decoder = Decoder(base_channels, bilinear)
         self.head = MetricDepthHead(base_channels, max_depth)
 
@@ -150,7 +148,7 @@ class BinauralAttentionDepthNet(DepthModel):
         return (depth, name_levels(encoded, decoded)) if return_features else depth
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Return the five fused levels, the largest first; the last one is mixed."""
+        """Return the five fused levels, the largest first; the last three are mixed."""
         left, right = self.listen(x).split(1, dim=1)  # [B, 1, H, W] each
         encoded: list[Tensor] = []
         for index, fuse in enumerate(self.fuse):
@@ -158,8 +156,8 @@ class BinauralAttentionDepthNet(DepthModel):
             level = f"x{index + 1}"
             if level in self.left_asks:
                 left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
-            encoded.append(fuse(torch.cat([left, right], dim=1)))
-        encoded[-1] = self.mix(encoded[-1])  # [B, 8b, H/16, W/16]
+            fused = fuse(torch.cat([left, right], dim=1))
+            encoded.append(self.mix[level](fused) if level in self.mix else fused)
         return encoded
 
 

@@ -144,55 +144,54 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [N, T, C]
 
 
-class TransformerBlock(nn.Module):
-    """Self-attention and a two-layer perceptron, each with a residual, normalised before: [B, T, C] -> [B, T, C].
+class PlaceMixer(nn.Module):
+    """Let every position hear of all others, each from its own place: [B, C, H, W] -> [B, C, H, W].
 
-    Vaswani et al., NeurIPS 2017, with the norms where Dosovitskiy et al., ICLR 2021, have them.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.heads = heads_of(channels)
-        self.attention_norm = nn.LayerNorm(channels)
-        self.query_key_value = nn.Linear(channels, 3 * channels, bias=False)
-        self.project = nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens, each informed by all."""
-        query, key, value = self.query_key_value(self.attention_norm(x)).chunk(3, dim=-1)
-        x = x + self.project(attend(query, key, value, self.heads))
-        return x + self.mlp(x)
-
-
-class GlobalMixer(nn.Module):
-    """Let every position look at the whole map: [B, C, H, W] -> [B, C, H, W].
-
-    A spectrogram's axes are frequency and time, a depth map's are y and x: what a pixel needs may lie anywhere. The
-    positions are learned on a grid of 16x16, the last level of a 256x256 input, and interpolated to other sizes. The
-    tokens' number is that of a last level (256 at 256x256), so attention over all of them is cheap.
+    A spectrogram's axes are frequency and time, a depth map's are y and x: what a pixel needs may lie anywhere, but
+    always in the same places. So the map between places is learned as such. On a grid of 16x16 cells, a perceptron from
+    cells to cells that all channels share, then one from channels to channels at each position, each with a residual:
+    MLP-Mixer (Tolstikhin et al., NeurIPS 2021). Larger maps are averaged over the cells, smaller ones repeated; the
+    grid is the same at any size, and so are the weights.
 
     Args:
         channels: C.
-        depth: the number of transformer blocks.
     """
 
     GRID = 16
+    HIDDEN = 256
 
-    def __init__(self, channels: int, depth: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.position = nn.Parameter(0.02 * torch.randn(1, channels, self.GRID, self.GRID))
-        self.blocks = nn.Sequential(*(TransformerBlock(channels) for _ in range(depth)))
-        self.norm = nn.LayerNorm(channels)
+        cells = self.GRID**2
+        self.norm = nn.BatchNorm2d(channels)
+        self.places = nn.Sequential(nn.Linear(cells, self.HIDDEN), nn.GELU(), nn.Linear(self.HIDDEN, cells))
+        self.channels = nn.Sequential(
+            nn.Conv2d(channels, 2 * channels, 1), nn.GELU(), nn.Conv2d(2 * channels, channels, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map, mixed."""
-        position = F.interpolate(self.position, x.shape[-2:], mode="bilinear", align_corners=False)
-        tokens = (x + position).flatten(2).transpose(1, 2)  # [B, H W, C]
-        tokens = self.norm(self.blocks(tokens))
-        return tokens.transpose(1, 2).reshape(x.shape)  # [B, C, H, W]
+        grid = resize_cells(self.norm(x), self.GRID, self.GRID)  # [B, C, 16, 16]
+        mixed = self.places(grid.flatten(2)).unflatten(2, (self.GRID, self.GRID))
+        x = x + resize_cells(mixed, x.shape[-2], x.shape[-1])  # [B, C, H, W]
+        return x + self.channels(x)
+
+
+def resize_cells(x: Tensor, height: int, width: int) -> Tensor:
+    """Average [B, C, h, w] over the cells of a smaller grid, or interpolate to a larger one: [B, C, height, width].
+
+    As products with two matrices, which repeat bit for bit also on a GPU; pooling's gradient there does not.
+    """
+    if (height, width) == x.shape[-2:]:
+        return x
+    along_y, along_x = resize_matrix(x.shape[-2], height).to(x), resize_matrix(x.shape[-1], width).to(x)
+    return along_y.T @ x @ along_x
+
+
+def resize_matrix(old: int, new: int) -> Tensor:
+    """Return [old, new] weights that average neighbours to fewer cells, or interpolate linearly to more."""
+    each = torch.eye(old)[None]  # the answer to each cell alone
+    return (F.adaptive_avg_pool1d(each, new) if new < old else F.interpolate(each, new, mode="linear"))[0]
 
 
 def to_metres(logit: Tensor, max_depth: float) -> Tensor:

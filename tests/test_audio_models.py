@@ -10,7 +10,7 @@ from benchmarks.activation_memory import saved_bytes
 from errors import OptionError
 from models import create_model
 from models.binaural_attention_model import create_binaural_attention_model, turn
-from models.blocks import SpectrogramInput
+from models.blocks import PlaceMixer, SpectrogramInput, resize_cells
 from models.rgb_depth_model import create_rgb_depth_model
 
 
@@ -61,9 +61,7 @@ def test_attention_is_not_quadratic_in_the_pixels(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
     with torch.no_grad():
         binaural(attention_levels=[1, 2, 3, 4, 5]).eval()(heard(256, batch=1))
-    between_ears, mixing = calls[:10], calls[10:]
-    assert between_ears == [(side, side) for side in (256, 128, 64, 32, 16) for _ in range(2)], "a row at a time"
-    assert mixing == [(256, 256)] * 2, "the whole last level"
+    assert calls == [(side, side) for side in (256, 128, 64, 32, 16) for _ in range(2)], "a row at a time"
 
 
 def test_batch_64_of_the_full_student_fits_80_gb():
@@ -101,6 +99,23 @@ def test_every_pixel_hears_the_whole_spectrogram(size):
     audio = heard(size, batch=1).requires_grad_()
     model(audio)[0, 0, 0, 0].backward()
     assert audio.grad[0, :, -8:, -8:].abs().sum() > 0, "the far corner"
+
+
+@pytest.mark.parametrize("size", [4, 16, 24, 64])
+def test_places_are_mixed_at_any_size(size):
+    mixer = PlaceMixer(4).eval()
+    x = torch.rand(1, 4, size, size, requires_grad=True)
+    mixer(x)[0, :, 0, 0].sum().backward()
+    assert (x.grad.abs().sum(dim=(0, 1)) > 0).all(), "the first place hears of all others"
+
+
+def test_cells_by_hand():
+    x = torch.tensor([[1.0, 3.0], [5.0, 7.0]])[None, None]
+    assert resize_cells(x, 1, 2)[0, 0].tolist() == [[3.0, 5.0]]
+    assert resize_cells(x, 2, 1)[0, 0].tolist() == [[2.0], [6.0]]
+    assert resize_cells(x, 2, 4)[0, 0, 0].tolist() == [1.0, 1.5, 2.5, 3.0]
+    flat = torch.full((1, 1, 24, 24), 3.0)
+    assert torch.allclose(resize_cells(flat, 16, 16), torch.tensor(3.0))
 
 
 def test_without_attention_it_still_hears():
