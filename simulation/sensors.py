@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from simulation.rooms import Array
 
@@ -33,8 +33,19 @@ def _beside_edges(depth: Array) -> NDArray[np.bool_]:
     edges = np.zeros(depth.shape, bool)
     for axis, inner in ((0, np.s_[1:-1, :]), (1, np.s_[:, 1:-1])):
         edges[inner] |= np.abs(np.diff(inverse, n=2, axis=axis)) * depth[inner] > EDGE_STEP
-    reach = 2 * round(len(depth) / 100) + 1
-    return np.asarray(Image.fromarray(edges.astype(np.uint8)).filter(ImageFilter.MaxFilter(reach)), bool)
+    for axis in (0, 1):
+        edges = _widen(edges, round(len(depth) / 100), axis)
+    return edges
+
+
+def _widen(mask: NDArray[np.bool_], reach: int, axis: int) -> NDArray[np.bool_]:
+    """Pixels [S, S] that have a set one within `reach` pixels along an axis."""
+    mask = np.moveaxis(mask, axis, 0)
+    wide = mask.copy()
+    for shift in range(1, reach + 1):
+        wide[shift:] |= mask[:-shift]
+        wide[:-shift] |= mask[shift:]
+    return np.moveaxis(wide, 0, axis)
 
 
 def measure(
