@@ -118,7 +118,7 @@ class SpectrogramInput(nn.Module):
         compress: take log(1 + x / 0.03) first; for spectrograms that are compressed already, do not.
     """
 
-    FLOOR = 0.03  # three times the median of a recording of BatVision; at 1e-3 or at 0.3 simulated rooms score worse
+    FLOOR = 0.03  # three times the median magnitude of a recording of BatVision
 
     def __init__(self, compress: bool) -> None:
         super().__init__()
