@@ -164,6 +164,15 @@ def test_it_learns(rooms, tmp_path, run_cli):
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_weights_that_overflow_reach_no_checkpoint(rooms, tmp_path, run_cli):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 3, "--precision", "32", "--limit_train_batches", 1)
+    code, _, errors = run_cli(train_rgb_depth.main, *begin, "--learning_rate", 1e38)
+    assert code == 2
+    assert "not a number" in errors
+    assert not list(tmp_path.rglob("*.pth"))
+    assert run_cli(train_rgb_depth.main, *begin)[0] == 0, "a run that failed at once left nothing to protect"
+
+
 def test_init_from_takes_the_weights_and_starts_at_epoch_0(rooms, unbroken, tmp_path):
     best = unbroken / "checkpoints/e/best_model.pth"
     frozen = ("--nb_epochs", 1, "--learning_rate", 1e-12, "--weight_decay", 0, "--init_from", best)

@@ -65,7 +65,7 @@ class Experiment:
         if args.init_from:
             path = self._weights_path(args.init_from)
             return Start(load_checkpoint(path), path, weights_only=True)
-        if not args.overwrite and self.written():
+        if not args.overwrite and self.holds_results():
             raise OptionError(
                 f"{self.checkpoints} holds an experiment: --resume or --checkpoints EPOCH goes on with it, --init_from "
                 "NAME starts anew from weights (the old files are set aside), --overwrite replaces it; "
@@ -80,7 +80,7 @@ class Experiment:
             at_last = not path.is_file() and last.is_file() and load_checkpoint(last)["epoch"] == int(epoch_or_file)
             return last if at_last else path
         path = Path(epoch_or_file)
-        if self.written() and path.resolve().parent != self.checkpoints.resolve():
+        if self.holds_results() and path.resolve().parent != self.checkpoints.resolve():
             raise OptionError(
                 f"--checkpoints {path} is not of the experiment in {self.checkpoints}; choose another --experiment_name"
             )
@@ -121,6 +121,10 @@ class Experiment:
             folder.mkdir(parents=True, exist_ok=True)
         (self.checkpoints / "args.json").write_text(json.dumps(plain_arguments(args), indent=2) + "\n")
         return notes
+
+    def holds_results(self) -> bool:
+        """Return whether a run of this name has finished an epoch: one that failed before left nothing to lose."""
+        return any(path.suffix == ".pth" for path in self.written())
 
     def written(self) -> list[Path]:
         """Return the files that a run of this name has left."""

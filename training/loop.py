@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -83,7 +84,8 @@ def fit(
         log: is told every step and every epoch.
 
     Raises:
-        TrainingError: the loss, or a gradient, is not a number; nothing of that step reached the weights.
+        TrainingError: the loss, or a gradient, is not a number: nothing of that step reached the weights. Or the last
+            steps left weights that answer with NaN: nothing of that epoch reached a checkpoint.
     """
     steps = steps_per_epoch(train_loader, plan.limit_train)
     while progress.epoch < plan.stop_after:
@@ -104,6 +106,11 @@ def fit(
         )
         table = evaluate(fabric, student, val_loader, plan.limit_val, title=f"epoch {epoch} validation")
         metrics = epoch_metrics(table)
+        if metrics["val_n_images"] and math.isnan(metrics["val_rmse"]):
+            raise TrainingError(
+                f"epoch {epoch}: the network answers the validation samples with what is not a number; the checkpoints "
+                "are those from before. Lower --learning_rate"
+            )
 
         progress.epoch, progress.step = epoch, epoch * steps
         is_best = metrics["val_rmse"] < progress.best  # NaN is never less
