@@ -69,18 +69,14 @@ def create_parser() -> argparse.ArgumentParser:
         "--cases", type=Path, metavar="PNG", help="(default: results/<experiment>/<data>_<split>_cases.png)"
     )
     group.add_argument("--output_dir", type=Path, default=Path(), metavar="DIR", help="holds results/")
-    group = parser.add_argument_group("device")
-    group.add_argument("--gpu_ids", type=options.gpu_list, metavar="N", help="the GPU to use (default: the first)")
-    options.add_precision_option(group)
+    options.add_one_device_options(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, score, report."""
     args = create_parser().parse_args(argv)
-    options.check_device(args)
-    if len(args.gpu_ids or []) > 1:
-        raise OptionError("--gpu_ids: evaluate.py runs on one GPU; name one")
+    options.check_device(args, most=1)
     candidates = load_candidates(args)
     first = candidates[0]
     first.dataset.require_depth()

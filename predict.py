@@ -66,18 +66,14 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier prediction wrote")
-    group = parser.add_argument_group("device")
-    group.add_argument("--gpu_ids", type=options.gpu_list, metavar="N", help="the GPU to use (default: the first)")
-    options.add_precision_option(group)
+    options.add_one_device_options(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, predict, write; a broken file among others is named, and the others are predicted."""
     args = create_parser().parse_args(argv)
-    options.check_device(args)
-    if len(args.gpu_ids or []) > 1:
-        raise OptionError("--gpu_ids: predict.py runs on one GPU; name one")
+    options.check_device(args, most=1)
     checkpoint = load_checkpoint(args.checkpoint)
     model = restore_model(checkpoint, args.checkpoint)
     check_inputs(args, model)

@@ -177,6 +177,13 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, wandb_project: st
     group.add_argument("--wandb_project", default=wandb_project, metavar="NAME", help="its project")
 
 
+def add_one_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add where a script of one process computes, and how exactly."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--gpu_ids", type=gpu_list, metavar="N", help="the GPU to use (default: the first)")
+    add_precision_option(group)
+
+
 def add_precision_option(group: argparse._ArgumentGroup) -> None:
     """Add how exactly the network is computed."""
     group.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it")
@@ -220,8 +227,8 @@ def parse_training_options(parser: argparse.ArgumentParser, stage: str, argv: Se
     return args
 
 
-def check_device(args: argparse.Namespace) -> None:
-    """Refuse GPUs that are not there, and half precision on a CPU.
+def check_device(args: argparse.Namespace, most: int | None = None) -> None:
+    """Refuse GPUs that are not there, more than ``most`` of them, and half precision on a CPU.
 
     Raises:
         OptionError: naming the flag and what this machine has.
@@ -230,6 +237,8 @@ def check_device(args: argparse.Namespace) -> None:
     missing = [gpu for gpu in args.gpu_ids or [] if gpu >= present]
     if missing:
         raise OptionError(f"--gpu_ids {','.join(map(str, missing))}: this machine has {present} CUDA GPUs")
+    if most is not None and len(args.gpu_ids or []) > most:
+        raise OptionError(f"--gpu_ids {','.join(map(str, args.gpu_ids))}: this script runs on {most} GPU; name one")
     if args.precision == "16" and not present:
         raise OptionError("--precision 16 needs a CUDA GPU; on a CPU use bf16, 32 or auto")
 
