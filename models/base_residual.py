@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from models.base import DepthModel, Features
@@ -39,7 +40,8 @@ class BaseResidualNet(DepthModel):
         super().__init__(
             base_channels=base_channels, bilinear=bilinear, max_depth=max_depth, compress_input=compress_input
         )
-        self.max_depth = max_depth
+        self.max_depth: Tensor
+        self.register_buffer("max_depth", torch.tensor(float(max_depth)))
         self.listen = SpectrogramInput(compress_input)
         self.encoder = Encoder(2, base_channels)
         self.base_decoder = Decoder(base_channels, bilinear)

@@ -195,7 +195,7 @@ def resize_matrix(old: int, new: int) -> Tensor:
     return (F.adaptive_avg_pool1d(each, new) if new < old else F.interpolate(each, new, mode="linear"))[0]
 
 
-def to_metres(logit: Tensor, max_depth: float) -> Tensor:
+def to_metres(logit: Tensor, max_depth: Tensor) -> Tensor:
     """Map a float32 logit of any shape to a depth in metres, in (0, max_depth)."""
     return max_depth * torch.sigmoid(logit)
 
@@ -205,14 +205,16 @@ class MetricDepthHead(nn.Module):
 
     Far below ``max_depth`` the sigmoid is an exponential, so that a step of the logit is a share of the depth, and the
     same weights learn at 12 m and at 30 m. It starts at ``START_DEPTH``, not at the middle of the range. It runs in
-    float32: in bfloat16 neighbouring depths would be 0.4 % apart.
+    float32: in bfloat16 neighbouring depths would be 0.4 % apart. ``max_depth`` is kept with the weights, which in a
+    model built for another range would otherwise give other metres without a word.
     """
 
     START_DEPTH = 3.0  # metres, the order of an indoor view
+    max_depth: Tensor
 
     def __init__(self, in_channels: int, max_depth: float) -> None:
         super().__init__()
-        self.max_depth = max_depth
+        self.register_buffer("max_depth", torch.tensor(float(max_depth)))
         self.project = nn.Conv2d(in_channels, 1, 1)
         share = min(self.START_DEPTH / max_depth, 0.5)
         nn.init.constant_(self.project.bias, math.log(share / (1 - share)))  # type: ignore[arg-type]

@@ -39,7 +39,8 @@ class UNetBaseline(DepthModel):
         super().__init__(base_channels=base_channels, image_size=image_size, max_depth=max_depth)
         self.check_image_size(image_size)
         self.size_multiple = image_size // 2  # type: ignore[misc]  # twice that is the one size it takes
-        self.max_depth = max_depth
+        self.max_depth: Tensor
+        self.register_buffer("max_depth", torch.tensor(float(max_depth)))
         levels = image_size.bit_length() - 1
         widths = [2, *(base_channels * min(2**i, 8) for i in range(levels))]  # of the input, e1, e2, ...
         self.down = nn.ModuleList(

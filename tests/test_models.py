@@ -115,3 +115,12 @@ def test_it_starts_at_an_indoor_depth():
         with torch.no_grad():
             depth = model(torch.rand(2, 3, 64, 64))
         assert 1 < depth.mean() < 6
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_weights_bring_their_range_of_metres(name):
+    model = small(name).eval()
+    other = create_model(name, **{**model.config, "max_depth": 12.0}).eval()
+    other.load_state_dict(model.state_dict())
+    x = inputs(model, 64)
+    assert torch.equal(model(*x), other(*x))
