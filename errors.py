@@ -57,7 +57,7 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     for room in ("dataloaders", "simulation"):  # what a reader must know: which scenes validate, what is simulated
         logging.getLogger(room).setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a scheduler's notice ends a run as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice ends a run as Ctrl-C does
     try:
         main(None)
     except UserError as error:

@@ -155,6 +155,24 @@ def test_a_killed_run_ends_as_the_unbroken_one(rooms, unbroken, tmp_path):
     assert metrics.read_bytes() == (unbroken / "results/e/metrics.csv").read_bytes()
 
 
+def test_a_schedulers_notice_ends_a_run_as_ctrl_c_does(rooms, tmp_path):
+    flags = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 500)]
+    process = subprocess.Popen(
+        [sys.executable, REPOSITORY / "train_rgb_depth.py", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell starts a job in the background
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while time.time() < deadline and not (tmp_path / "checkpoints/e/last.pth").is_file():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on" in out
+    assert "Traceback" not in errors
+    load_checkpoint(tmp_path / "checkpoints/e/last.pth")
+
+
 def test_it_learns(rooms, tmp_path, run_cli):
     more = ("--nb_epochs", 15, "--lambda_smooth", 0, "--save_frequency", 15)
     code, _, _ = run_cli(train_rgb_depth.main, *arguments(rooms, tmp_path, *more))
