@@ -21,6 +21,7 @@ from training import loop, options
 from training.baselines import FixedPrediction, fit_baselines
 from training.checkpoint import load_checkpoint, restore_model
 from training.engine import create_fabric
+from training.files import write_whole
 from training.metrics import DEPTH_BINS, METRICS, MetricTable
 from training.session import depth_columns, sample_columns
 from training.visualization import save_grid
@@ -235,9 +236,8 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
     """Write a report, whole or not at all; a figure that is not a number is written as null."""
     plain = json.loads(json.dumps(report), parse_constant=lambda name: None)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    with write_whole(path) as file:
+        file.write(f"{json.dumps(plain, indent=2, allow_nan=False)}\n".encode())
 
 
 if __name__ == "__main__":

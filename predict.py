@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from models import DepthModel
 from training import loop, options
 from training.checkpoint import load_checkpoint, restore_model
 from training.engine import create_fabric
+from training.files import write_whole
 from training.task import Batch
 from training.visualization import Column, save_grid
 
@@ -234,19 +235,13 @@ def write_depth(job: Job, folder: Path, batch: Batch, depth: Tensor) -> None:
     arrays, image, picture = job.outputs(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(arrays, lambda file: np.save(file, metres))
-        write_file(image, lambda file: Image.fromarray(millimetres).save(file, "PNG"))
+        with write_whole(arrays) as file:
+            np.save(file, metres)
+        with write_whole(image) as file:
+            Image.fromarray(millimetres).save(file, "PNG")
         save_grid(picture, [*columns, ("depth", "depth", [depth])], [""], job.stem)
     except OSError as error:
         raise OptionError(f"--output {folder} cannot be written to ({error})") from error
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file under another name and rename it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

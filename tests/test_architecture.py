@@ -14,7 +14,8 @@ FLOORS = [
     {"training.loop", "training.tasks"},
     {"training.task", "training.checkpoint", "training.run_log", "training.visualization", "training.options",
      "training.engine", "training.experiment", "training.baselines"},
-    {"models", "dataloaders", "simulation", "utils_distillation_loss", "training.depth_losses", "training.metrics"},
+    {"models", "dataloaders", "simulation", "utils_distillation_loss", "training.depth_losses", "training.metrics",
+     "training.files"},
     {"errors"},
 ]  # fmt: skip
 SAME_FLOOR = {

@@ -1,6 +1,7 @@
 """The loop's promises: a NaN reaches nothing, a full disk loses nothing, random state belongs to the epoch."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoint.save_checkpoint({"epoch": 2}, path)
     assert path.read_bytes() == before

@@ -22,7 +22,6 @@ Random states and the scheduler's are not kept: the first follow from the seed, 
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -31,38 +30,24 @@ import torch
 
 from errors import CheckpointError, UserError
 from models import DepthModel, create_model
+from training.files import write_whole
 
 FORMAT = 1
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write ``state`` to a temporary file, flush it to the disk, and rename it to ``path``.
+    """Write ``state`` to ``path``, flushed to the disk.
 
     At every moment ``path`` is absent, or a complete checkpoint.
 
     Raises:
         CheckpointError: the disk is full or not writable; what stood at ``path`` before still stands there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with write_whole(path, durable=True) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: could not be written ({error}); earlier checkpoints are untouched") from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from training.files import write_whole
 
 Row = dict[str, Any]
 
@@ -133,13 +136,13 @@ class Table:
             csv.DictWriter(file, columns, restval="").writerows(rows)
 
     def _rewrite(self, rows: list[Row]) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            if self._columns:
-                writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="")
+        if self._columns:
+            writer.writeheader()
+        writer.writerows(rows)
+        with write_whole(self.path) as file:
+            file.write(text.getvalue().encode())
 
 
 def read_csv(path: Path) -> list[Row]:

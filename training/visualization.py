@@ -10,6 +10,8 @@ import matplotlib
 import numpy as np
 from torch import Tensor
 
+from training.files import write_whole
+
 matplotlib.use("Agg")  # no screen is needed, or asked for
 import matplotlib.pyplot as plt
 
@@ -23,7 +25,7 @@ def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: s
     """Save a grid of maps, one row per sample.
 
     Args:
-        path: where the PNG goes; written under another name first, so that it is always whole.
+        path: where the PNG goes, whole or not at all.
         columns: title, kind and the maps of each column. ``rgb`` is [3, H, W] in [0, 1]; ``audio`` [2, H, W] shows the
             left ear beside the right one, time to the right, frequency upwards; ``depth`` and ``error`` are [1, H, W]
             in metres, where 0 (for an error: NaN) is no measurement; ``disparity`` is [1, H, W] without a unit. The
@@ -119,7 +121,6 @@ def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=80)
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", dpi=80)
     plt.close(figure)
-    temporary.replace(path)

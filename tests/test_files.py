@@ -1,0 +1,60 @@
+"""A file is whole or not there: training/files.py."""
+
+import os
+
+import pytest
+
+from training.files import write_whole
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_takes_its_place_at_the_end(tmp_path, durable):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"old")
+    with write_whole(path, durable=durable) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"old")
+    with pytest.raises(error), write_whole(path) as file:
+        file.write(b"half of the n")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["table.csv"]
+
+
+def test_a_name_that_cannot_be_taken_leaves_nothing_either(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError), write_whole(path) as file:
+        file.write(b"new")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_is_none_is_the_error_heard_of(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError), write_whole(tmp_path / "file" / "table.csv"):
+        pass
+
+
+def test_a_durable_file_is_on_the_disk_before_its_name_is_and_the_name_after(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "last.pth", []
+
+    def fsync(descriptor):
+        flushed.append((os.fstat(descriptor).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with write_whole(path, durable=True) as file:
+        file.write(b"new")
+    assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]

@@ -1,0 +1,47 @@
+"""Files that are whole or not there: written under another name, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def write_whole(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a file to be written to; where the block ends, it takes the place of ``path``.
+
+    At every moment ``path`` is what it was before, or complete. A block that fails leaves no temporary file.
+
+    Args:
+        path: the file, in a folder that exists.
+        durable: flush it and its folder to the disk, so that it lasts through a power cut.
+
+    Raises:
+        OSError: the disk is full or not writable; what stood at ``path`` before still stands there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # hidden, and no other process writes it
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durable:
+            _flush_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to hear of
+            temporary.unlink()
+        raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
