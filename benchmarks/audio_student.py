@@ -1,0 +1,229 @@
+"""The figures of docs/DISTILLATION.md: what the audio student learns on simulated rooms, alone and under a teacher.
+
+    python benchmarks/audio_student.py --suite dense      every pair has depth: the student and what it is compared with
+    python benchmarks/audio_student.py --suite scarce     a tenth has depth: alone, and taught by who had the same tenth
+    python benchmarks/audio_student.py --suite features   which feature loss, at which levels (validation rooms)
+    python benchmarks/audio_student.py --suite tuning     the U-Net baseline's width and rate (validation rooms)
+
+Each training is a command of this toolkit, printed before it runs; one that is done is not run again, one that was
+stopped goes on. Then one table: the RMSE of each on the split (per image over valid pixels, then the mean over images),
+beside the mean depth map. Simulate the rooms first: ``python simulate_rooms.py --output data/SimulatedRooms``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errors import TrainingError, run_script
+from training import options
+
+HERE = Path(__file__).resolve().parent.parent
+SIZE = ("--image_size", "64", "--batch_size", "16", "--augment")
+STUDENT = ("train_binaural_attention.py", "--base_channels", "16", "--attention_levels", "4", "5")
+TAUGHT = ("train_distillation.py", "--base_channels", "16", "--attention_levels", "4", "5")
+SMALL_TAUGHT = ("train_distillation.py", "--base_channels", "8", "--attention_levels", "4", "5")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A row of a table: its name, its command but for data, seed and names, its length, and its teacher's name."""
+
+    name: str
+    command: tuple[str, ...]
+    epochs: int
+    teacher: str | None = None
+
+
+def baseline(model: str, *flags: str) -> tuple[str, ...]:
+    """Return the command of one of the systems that the student is compared with, under the student's budget."""
+    return ("train_baseline.py", "--model", model, "--scheduler", "cosine", *flags)
+
+
+def dense() -> list[Training]:
+    """All pairs have depth; all take the same pairs equally often."""
+    return [
+        Training("binaural student", STUDENT, 15),
+        Training("unet_baseline", baseline("unet_baseline", "--base_channels", "32", "--learning_rate", "0.002"), 15),
+        Training("base_residual", baseline("base_residual", "--base_channels", "16"), 15),
+        Training("multimodal_fusion", baseline("multimodal_fusion", "--base_channels", "16"), 15),
+    ]
+
+
+def tuning() -> list[Training]:
+    """Width and rate of the U-Net baseline."""
+    return [
+        Training(
+            f"width {width}, rate {rate}",
+            baseline("unet_baseline", "--base_channels", f"{width}", "--learning_rate", f"{rate}"),
+            15,
+        )
+        for width in (16, 32, 64)
+        for rate in (0.0005, 0.001, 0.002, 0.004)
+    ]
+
+
+# A tenth of 1500 pairs is 9 steps an epoch, all of them are 93: as many steps in 103 epochs as in 10.
+FEW = ("--label_fraction", "0.1")
+TEACHER = Training(
+    "teacher", ("train_rgb_depth.py", "--base_channels", "16", "--learning_rate", "0.002", *FEW), epochs=103
+)
+
+
+# Loss, levels, weight: one with which the sum over the levels, once the adapters have settled, is about a fifth of the
+# response's 0.25 m.
+FEATURES = (
+    ("mse", "x4 x5", 0.15),
+    ("mse", "d1 d2 d3", 0.1),
+    ("cosine", "x4 x5", 0.1),
+    ("cosine", "d1 d2 d3", 0.1),
+    ("cwd", "x1 x2 x3", 0.1),
+    ("cwd", "x4 x5", 0.3),
+    ("cwd", "d1 d2 d3", 0.25),
+    ("similarity", "x4 x5", 2.5),
+    ("similarity", "d1 d2 d3", 4.0),
+    ("attention", "x4 x5", 0.04),
+    ("attention", "d1 d2 d3", 0.04),
+)
+
+
+def scarce() -> list[Training]:
+    """A tenth of the pairs has depth, the same tenth for all; all take equally many steps."""
+    return [
+        TEACHER,
+        Training("audio alone", (*STUDENT, *FEW), 103),
+        Training("distilled", (*TAUGHT, *FEW), 10, TEACHER.name),
+    ]
+
+
+def features() -> list[Training]:
+    """As ``scarce``, with a narrower student: the response alone, and with each feature loss beside it."""
+    taught = (*SMALL_TAUGHT, *FEW)
+    rows = [TEACHER, Training("response alone", taught, 8, TEACHER.name)]
+    for kind, levels, weight in FEATURES:
+        flags = ("--feature_loss", kind, "--lambda_feat", f"{weight:g}", "--feature_levels", *levels.split())
+        rows.append(Training(f"{kind}, {levels}", (*taught, *flags), 8, TEACHER.name))
+    return rows
+
+
+SUITES = {"dense": dense, "scarce": scarce, "features": features, "tuning": tuning}
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    parser = options.create_parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--suite", choices=tuple(SUITES), required=True, help="which trainings")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone (default: all of the suite)")
+    parser.add_argument(
+        "--seeds", type=options.non_negative_int, nargs="+", default=[0, 1, 2], metavar="N", help="of each row"
+    )
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="val", help="where they are scored; choose nothing by test"
+    )
+    parser.add_argument(
+        "--dataset_dir", type=Path, default=Path("data/SimulatedRooms"), metavar="DIR", help="the simulated rooms"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs"), metavar="DIR", help="holds the trainings")
+    parser.add_argument(
+        "--jobs", type=options.positive_int, default=1, metavar="N", help="trainings at a time, of 1/N of the cores"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the commands and run none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is not trained, score, print a Markdown table."""
+    args = create_parser().parse_args(argv)
+    rows = [row for row in SUITES[args.suite]() if not args.only or row.name in args.only or row is TEACHER]
+    taught = [row for row in rows if row.teacher]
+    for wave in ([row for row in rows if not row.teacher], taught):  # teachers before those whom they teach
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda job: train(args, *job), [(row, seed) for seed in args.seeds for row in wave]))
+    if not args.dry_run:
+        figures = score(args, rows)
+        print(table(figures))
+        if args.json:
+            settings = {"suite": args.suite, "split": args.split, "threads": os.cpu_count(), "torch": torch.__version__}
+            args.json.write_text(json.dumps({"settings": settings, "rmse": figures}, indent=2) + "\n")
+
+
+def experiment(args: argparse.Namespace, name: str, seed: int) -> str:
+    """Return the name of one training's folder."""
+    return "_".join([args.suite if name != TEACHER.name else "scarce", *name.replace(",", "").split(), f"seed{seed}"])
+
+
+def checkpoint(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """Return the file of one training's best epoch on the validation rooms."""
+    folder: Path = args.output_dir / "checkpoints" / experiment(args, name, seed)
+    return folder / "best_model.pth"
+
+
+def train(args: argparse.Namespace, row: Training, seed: int) -> None:
+    """Run one training to its end, unless it is there.
+
+    Raises:
+        TrainingError: the command failed.
+    """
+    best = checkpoint(args, row.name, seed)
+    last = best.with_name("last.pth")
+    done = torch.load(last, map_location="cpu", weights_only=True)["epoch"] if last.is_file() else 0
+    if done >= row.epochs:
+        return
+    command = [*row.command, *SIZE, "--nb_epochs", str(row.epochs), "--seed", str(seed), "--save_frequency", "1000"]
+    command += ["--dataset", "simulated", "--dataset_dir", str(args.dataset_dir), "--num_workers", "0"]
+    command += ["--output_dir", str(args.output_dir), "--experiment_name", best.parent.name]
+    command += ["--resume" if done else "--overwrite"]
+    if row.teacher:
+        command += ["--teacher_checkpoint", str(checkpoint(args, row.teacher, seed))]
+    print("python", shlex.join(command), flush=True)
+    if args.dry_run:
+        return
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=HERE, env=os.environ | threads, stdout=subprocess.DEVNULL, check=False
+    )
+    if ended.returncode:
+        raise TrainingError(f"{best.parent.name}: the command above failed (exit code {ended.returncode})")
+
+
+def score(args: argparse.Namespace, rows: Sequence[Training]) -> dict[str, list[float]]:
+    """Return the RMSE in metres of every seed of every row, and of the mean depth map."""
+    files = [checkpoint(args, row.name, seed) for row in rows for seed in args.seeds]
+    report = args.output_dir / "results" / f"{args.suite}_{args.split}.json"
+    command = ["evaluate.py", "--dataset", "simulated", "--dataset_dir", str(args.dataset_dir), "--split", args.split]
+    command += ["--num_workers", "0", "--output_dir", str(args.output_dir), "--json", str(report)]
+    command += ["--checkpoint", *map(str, files)]
+    subprocess.run([sys.executable, *command], cwd=HERE, stdout=subprocess.DEVNULL, check=True)
+    scored: dict[str, Any] = json.loads(report.read_text())
+    each = [row["rmse"] for row in scored["checkpoints"].values()] if len(files) > 1 else [scored["rmse"]]
+    seeds = len(args.seeds)
+    figures = {row.name: each[i * seeds : (i + 1) * seeds] for i, row in enumerate(rows)}
+    return {"mean depth map": [scored["baselines"]["mean_map"]["rmse"]], **figures}
+
+
+def table(figures: dict[str, list[float]]) -> str:
+    """Return a Markdown table: mean, each seed, and the share of the mean map's error."""
+    reference = figures["mean depth map"][0]
+    lines = ["| | RMSE [m] | seeds | of the mean map's |", "|---|---|---|---|"]
+    for name, values in figures.items():
+        mean = statistics.mean(values)
+        seeds = " ".join(f"{value:.3f}" for value in values) if len(values) > 1 else ""
+        lines.append(f"| {name} | {mean:.3f} | {seeds} | {mean / reference:.3f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)

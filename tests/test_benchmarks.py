@@ -1,0 +1,86 @@
+"""The scripts behind the documents' numbers: their arithmetic, and that the commands they run are commands."""
+
+import importlib
+import shlex
+
+import pytest
+import torch
+
+from benchmarks import audio_student, left_and_right
+from models import create_model
+from training.checkpoint import FORMAT, save_checkpoint
+
+
+@pytest.fixture
+def truth():
+    torch.manual_seed(0)
+    return 1 + torch.rand(3, 1, 8, 8)
+
+
+def test_a_perfect_network_hears_the_sides(truth):
+    assert left_and_right.sides_correlation(truth, truth) == pytest.approx(1)
+    assert left_and_right.sides_correlation(truth, truth.flip(-1)) == pytest.approx(-1)
+    assert left_and_right.ears_correlation(truth, truth.flip(-1)) == pytest.approx(-1)
+
+
+def test_what_is_alike_on_both_sides_says_nothing(truth):
+    noise, even = torch.randn(3, 1, 8, 8), truth + truth.flip(-1)
+    alone = left_and_right.sides_correlation(truth, noise)
+    assert left_and_right.sides_correlation(truth, noise + even) == pytest.approx(alone, abs=1e-6)
+
+
+def test_pixels_measured_on_one_side_only_do_not_count(truth):
+    holed = truth.clone()
+    holed[..., 1] = 0
+    wrong = truth.clone()
+    wrong[..., 1] = 100
+    assert left_and_right.sides_correlation(holed, wrong) == pytest.approx(1)
+
+
+def test_left_and_right_of_a_checkpoint(tmp_path, rooms, run_cli):
+    model = create_model("binaural_attention", base_channels=4, attention_levels=[5])
+    dataset = {"image_size": 32, "max_depth": 12.0, "min_depth": 1e-3, "resample": False, "audio_format": "spectrogram"}
+    state = {
+        "format": FORMAT, "model": {"name": model.name, "config": model.config}, "epoch": 1,
+        "model_state_dict": model.state_dict(), "preprocessing": dataset,
+        "args": {"dataset": "simulated", "dataset_dir": str(rooms)},
+    }  # fmt: skip
+    save_checkpoint(state, tmp_path / "best_model.pth")
+    code, out, _ = run_cli(left_and_right.main, "--checkpoint", tmp_path / "best_model.pth", "--num_workers", 0)
+    assert code == 0
+    truth, ears = (float(cell) for cell in out.splitlines()[-1].split("|")[2:4])
+    assert -1 <= truth <= 1
+    assert -1 <= ears <= 1
+
+    seeing = create_model("rgb_depth", base_channels=4)
+    state |= {"model": {"name": seeing.name, "config": seeing.config}, "model_state_dict": seeing.state_dict()}
+    save_checkpoint(state, tmp_path / "best_model.pth")
+    code, _, err = run_cli(left_and_right.main, "--checkpoint", tmp_path / "best_model.pth")
+    assert code == 2
+    assert "has no ears" in err
+
+
+@pytest.mark.parametrize("suite", audio_student.SUITES)
+def test_every_command_of_a_suite_parses(suite, tmp_path, run_cli):
+    code, out, _ = run_cli(
+        audio_student.main, "--suite", suite, "--seeds", 0, 1, "--dry_run", "--output_dir", tmp_path
+    )  # fmt: skip
+    assert code == 0
+    commands = [shlex.split(line)[1:] for line in out.splitlines()]
+    assert len(commands) >= 6
+    names = set()
+    for script, *flags in commands:
+        module = importlib.import_module(script.removesuffix(".py"))
+        names.add(module.create_parser().parse_args(flags).experiment_name)
+    assert len(names) == len(commands)
+
+
+def test_all_who_have_few_labels_take_equally_many_steps():
+    batch, pairs, labelled = 16, 1500, 150
+    steps = {row.name: row.epochs * ((pairs if row.teacher else labelled) // batch) for row in audio_student.scarce()}
+    assert max(steps.values()) < 1.01 * min(steps.values())
+
+
+def test_the_table_holds_mean_seeds_and_share():
+    table = audio_student.table({"mean depth map": [0.8], "student": [0.3, 0.4, 0.5]})
+    assert table.splitlines()[-1] == "| student | 0.400 | 0.300 0.400 0.500 | 0.500 |"
