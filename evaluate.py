@@ -102,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report["per_location"] = by_location(first)
         print_table(f"{first.label} by location, gt > 0", report["per_location"])
     if args.depth_bins:
-        bins = loop.evaluate(fabric, first.model, first.loader, table=MetricTable(DEPTH_BINS), title="by depth")
-        report["depth_bins"] = {name: row for name in DEPTH_BINS if (row := bins.mean(name))["n_images"]}
+        report["depth_bins"] = {name: row for name in DEPTH_BINS if (row := first.table.mean(name))["n_images"]}
         print_table(f"{first.label} by measured depth", report["depth_bins"])
     unlabelled = len(first.dataset) - report["n_images"]
     if unlabelled:
@@ -144,7 +143,8 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         if label in [candidate.label for candidate in candidates]:
             label = str(path)
         loader = create_loader(dataset, args.batch_size, shuffle=False, num_workers=args.num_workers)
-        candidates.append(Candidate(label, checkpoint, model, data, loader, MetricTable()))
+        table = MetricTable(DEPTH_BINS if args.depth_bins and not candidates else None)  # the first one's are reported
+        candidates.append(Candidate(label, checkpoint, model, data, loader, table))
     return candidates
 
 

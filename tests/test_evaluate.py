@@ -13,7 +13,7 @@ import train_rgb_depth
 from dataloaders import create_dataset, create_loader
 from training.baselines import fit_baselines
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.metrics import METRICS
+from training.metrics import DEPTH_BINS, METRICS
 
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0)
 
@@ -46,6 +46,8 @@ def test_the_report_has_every_figure(trained, tmp_path, run_cli):
     assert report["n_images"] == 6
     assert sum(row["n_images"] for row in report["per_location"].values()) == 6
     assert report["depth_bins"]
+    assert set(report["depth_bins"]) <= set(DEPTH_BINS)
+    assert not set(report) & set(DEPTH_BINS), "they have a table of their own"
     assert (tmp_path / "results/e/simulated_test_cases.png").is_file()
 
 

@@ -54,6 +54,20 @@ def test_depth_bins_share_out_every_pixel():
     assert (inside.sum(dim=0) == 1).all()
 
 
+def test_bins_are_scored_beside_the_protocols_and_change_none_of_their_figures():
+    target = torch.rand(5, 1, 8, 8) * 25
+    prediction = target + torch.rand_like(target)
+    plain, binned = MetricTable(), MetricTable(DEPTH_BINS)
+    for table in (plain, binned):
+        table.add(torch.arange(5), prediction, target)
+        table.gather()
+    assert binned.means() == plain.means()
+    assert binned.per_image() == plain.per_image()
+    inside = valid_pixels(target, (12.0, 20.0))
+    expected = [(p - t)[v].abs().mean().item() for p, t, v in zip(prediction, target, inside, strict=True)]
+    assert binned.mean("12-20 m")["mae"] == pytest.approx(np.mean(expected), rel=1e-5)
+
+
 def test_an_image_without_a_valid_pixel_is_left_out_and_counted():
     table = MetricTable()
     table.add(torch.tensor([0, 1]), maps([1.0, 1.0], [3.0, 3.0]), maps([0.0, 0.0], [2.0, 2.0]))

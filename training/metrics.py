@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,16 +75,16 @@ class MetricTable:
     all processes together; the means come after it.
 
     Args:
-        masks: the ranges of measured depth that count, by name: :data:`PROTOCOLS` or :data:`DEPTH_BINS`.
+        bins: further ranges of measured depth by name, as :data:`DEPTH_BINS`, beside those of :data:`PROTOCOLS`.
         min_depth: metres; predictions are raised to it.
     """
 
-    def __init__(self, masks: dict[str, Range] = PROTOCOLS, min_depth: float = 1e-3) -> None:
-        self.masks = masks
+    def __init__(self, bins: Mapping[str, Range] | None = None, min_depth: float = 1e-3) -> None:
+        self.masks = {**PROTOCOLS, **(bins or {})}
         self.min_depth = min_depth
         self._batches: list[tuple[Tensor, Tensor]] = []
         self._indices = torch.zeros(0, dtype=torch.long)
-        self._rows = torch.zeros(0, len(masks), 1 + len(METRICS), dtype=torch.float64)
+        self._rows = torch.zeros(0, len(self.masks), 1 + len(METRICS), dtype=torch.float64)
 
     def add(self, indices: Tensor, prediction: Tensor, target: Tensor) -> None:
         """Take a batch: indices [B] in the split, prediction and target [B, 1, H, W] in metres."""
@@ -121,12 +121,12 @@ class MetricTable:
         return mean_metrics(block[counts, 1:])
 
     def means(self) -> dict[str, Any]:
-        """Return the means under the first mask, with those under each other mask as a dict under its name."""
-        first, *others = self.masks
+        """Return the means under the first protocol, with those under each other one as a dict under its name."""
+        first, *others = PROTOCOLS
         return {**self.mean(first), **{mask: self.mean(mask) for mask in others}}
 
     def per_image(self, metric: str = "rmse") -> dict[int, float]:
-        """Return ``{split index: value}`` under the first mask for the images that have pixels that count."""
+        """Return ``{split index: value}`` under the first protocol for the images that have pixels that count."""
         block = self._rows[:, 0]
         counts = block[:, 0] > 0
         values = block[counts, 1 + METRICS.index(metric)]
