@@ -29,6 +29,9 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         indices: rows to draw from.
         batch_size: the global one, over all processes.
         drop_last: leave out the last incomplete batch; a set smaller than one batch is kept as one.
+        steps: batches of an epoch of training; None goes once through the rows. Otherwise the epochs cut an endless
+            row of permutations into pieces of that length, all batches full: however few the rows are, each is drawn
+            as often as any other, and augmented anew each time.
 
     Raises:
         OptionError: ``batch_size`` cannot be divided over the processes.
@@ -45,6 +48,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        steps: int | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise OptionError(f"--batch_size {batch_size} cannot be divided evenly over {world_size} process(es)")
@@ -59,6 +63,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last and len(indices) >= batch_size
+        self.steps = steps if shuffle else None
         self.epoch = 0
 
     def start_epoch(self, epoch: int) -> None:
@@ -66,17 +71,34 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.indices
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
-        for start in range(0, self._end(), self.batch_size):
-            share = order[start : start + self.batch_size][self.rank :: self.world_size]
-            if len(share):
-                yield [(self.epoch, index) for index in share.tolist()]
+        drawn = self._draw()
+        for start in range(0, len(drawn), self.batch_size):
+            share = drawn[start : start + self.batch_size][self.rank :: self.world_size]
+            if share:
+                yield share
 
     def __len__(self) -> int:
+        if self.steps:
+            return self.steps
         whole, rest = divmod(self._end(), self.batch_size)
         return whole + (rest > self.rank)
+
+    def _draw(self) -> list[tuple[int, int]]:
+        """Return this epoch's pairs for all processes, in order."""
+        if not self.steps:
+            return self._pass(self.epoch)[: self._end()]
+        length, rows = self.steps * self.batch_size, len(self.indices)
+        first = (self.epoch - 1) * length  # of all that the run draws
+        passes = range(first // rows, (first + length - 1) // rows + 1)
+        skipped = first - passes[0] * rows
+        return [pair for number in passes for pair in self._pass(number + 1)][skipped : skipped + length]
+
+    def _pass(self, number: int) -> list[tuple[int, int]]:
+        """Return all rows once, in an order that follows from the number; so does their augmentation."""
+        order = self.indices
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, number)).permutation(order)
+        return [(number, index) for index in order.tolist()]
 
     def _end(self) -> int:
         """One past the last row of the order that is used."""
@@ -119,6 +141,7 @@ def create_loader(
     world_size: int = 1,
     drop_last: bool | None = None,
     only_labelled: bool = True,
+    steps: int | None = None,
 ) -> DataLoader:
     """Make the loader of one data set for one process. ``loader.batch_sampler.start_epoch(epoch)`` begins an epoch.
 
@@ -132,6 +155,7 @@ def create_loader(
         world_size: how many of them there are.
         drop_last: leave out the last incomplete batch; None does so in training.
         only_labelled: in training, draw only pairs with a depth label, so an epoch holds just those.
+        steps: batches of an epoch of training, however many pairs there are; None goes once through them.
 
     Raises:
         OptionError: ``batch_size`` cannot be divided over the processes.
@@ -153,6 +177,7 @@ def create_loader(
         rank=rank,
         world_size=world_size,
         drop_last=shuffle if drop_last is None else drop_last,
+        steps=steps,
     )
     return DataLoader(
         dataset,
@@ -181,6 +206,7 @@ def create_loaders(
     rank: int = 0,
     world_size: int = 1,
     only_labelled: bool = True,
+    steps: int | None = None,
 ) -> dict[str, DataLoader]:
     """Make one loader per split: ``train`` shuffles and drops the incomplete batch, others keep every row in order."""
     return {
@@ -193,6 +219,7 @@ def create_loaders(
             rank=rank,
             world_size=world_size,
             only_labelled=only_labelled,
+            steps=steps,
         )
         for split, dataset in datasets.items()
     }

@@ -3,6 +3,7 @@
 import logging
 import math
 import pickle
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -376,10 +377,36 @@ def test_order_comes_from_seed_and_epoch(v2):
     assert indices(create_loader(dataset, 4, shuffle=True, seed=2, num_workers=0), 1) != first
 
 
-def test_two_processes_share_each_global_batch(v2):
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_epochs_of_a_number_of_steps_draw_every_pair_equally_often(v2, steps):
     dataset = create_dataset("batvisionv2", v2, "train", 16, modalities=("depth",))
-    whole = indices(create_loader(dataset, 4, shuffle=True, num_workers=0), 3)
-    ranks = [create_loader(dataset, 4, shuffle=True, num_workers=0, rank=rank, world_size=2) for rank in (0, 1)]
+    loader = create_loader(dataset, 5, shuffle=True, num_workers=0, seed=3, steps=steps)
+    assert len(loader) == steps
+    drawn = []
+    for epoch in range(1, 13):
+        start_epoch(loader, epoch)
+        batches = list(loader.batch_sampler)
+        assert [len(batch) for batch in batches] == [5] * steps
+        drawn += flat(batches)
+    assert len(set(drawn)) == len(drawn)  # (pass, index): augmented anew each time
+    counts = Counter(index for _, index in drawn)
+    assert set(counts) == set(range(12)) and max(counts.values()) - min(counts.values()) <= 1
+    start_epoch(loader, 4)
+    assert list(loader.batch_sampler) == [drawn[i : i + 5] for i in range(15 * steps, 20 * steps, 5)]
+
+
+def test_evaluation_has_no_steps(v2):
+    dataset = create_dataset("batvisionv2", v2, "train", 16, modalities=("depth",))
+    assert flat(indices(create_loader(dataset, 5, shuffle=False, num_workers=0, steps=1), 1)) == list(range(12))
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+def test_two_processes_share_each_global_batch(v2, steps):
+    dataset = create_dataset("batvisionv2", v2, "train", 16, modalities=("depth",))
+    whole = indices(create_loader(dataset, 4, shuffle=True, num_workers=0, steps=steps), 3)
+    ranks = [
+        create_loader(dataset, 4, shuffle=True, num_workers=0, rank=rank, world_size=2, steps=steps) for rank in (0, 1)
+    ]
     shares = [indices(loader, 3) for loader in ranks]
     assert [len(share) for share in shares] == [len(loader) for loader in ranks] == [3, 3]
     for batch, first, second in zip(whole, *shares, strict=True):
