@@ -66,6 +66,18 @@ def test_a_stopped_run_ends_as_the_unbroken_one(name, rooms, tmp_path):
     assert model.config["max_depth"] == 12
 
 
+def test_few_labels_need_not_mean_few_steps(rooms, tmp_path):
+    ends = []
+    flags = ("--experiment_name", "e", "--nb_epochs", 2, "--label_fraction", 0.25, "--steps_per_epoch", 4, "--augment")
+    for folder, sessions in (("unbroken", [()]), ("stopped", [("--stop_after_epoch", 1), ("--resume",)])):
+        for more in sessions:
+            train_binaural_attention.main(arguments(rooms, tmp_path / folder, *flags, *more))
+        ends.append(load_checkpoint(tmp_path / folder / "checkpoints/e/last.pth"))
+    unbroken, stopped = ends
+    assert unbroken["step"] == 8  # of 3 labelled pairs, which are fewer than one batch
+    assert all(torch.equal(stopped["model_state_dict"][k], v) for k, v in unbroken["model_state_dict"].items())
+
+
 def test_the_student_learns(rooms, tmp_path, run_cli):
     flags = ("--experiment_name", "e", "--nb_epochs", 15, "--save_frequency", 15, "--learning_rate", 0.003)
     code, _, _ = run_cli(train_binaural_attention.main, *arguments(rooms, tmp_path, *flags))

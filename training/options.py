@@ -145,6 +145,13 @@ def add_optimization_options(
     )
     group.add_argument("--learning_rate", type=positive_float, default=learning_rate, metavar="LR", help="at the start")
     group.add_argument("--nb_epochs", type=positive_int, default=200, metavar="N", help="number of epochs")
+    group.add_argument(
+        "--steps_per_epoch",
+        type=positive_int,
+        metavar="N",
+        help="batches of an epoch, however many pairs there are: equal steps for few labels and for many (default: once "
+        "through the pairs)",
+    )
     group.add_argument("--optimizer", choices=("Adam", "AdamW", "SGD"), default="AdamW", help="SGD: momentum 0.9")
     group.add_argument("--weight_decay", type=non_negative_float, default=0.01, metavar="W", help="of the weights")
     group.add_argument(
@@ -270,6 +277,7 @@ def loader_options(args: argparse.Namespace, fabric: Any) -> dict[str, Any]:
         "num_workers": args.num_workers,
         "rank": fabric.global_rank,
         "world_size": fabric.world_size,
+        "steps": args.steps_per_epoch,
     }
 
 
