@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from dataloaders import create_dataset, create_loaders
+from dataloaders import create_training_data
 from errors import run_script
 from models import MODELS, DepthModel, create_model
 from training import options
@@ -65,10 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = chosen_model(argv)
     args = options.parse_training_options(create_parser(name), name or "", argv)
     fabric = create_fabric(args)
-    data = options.dataset_options(args)
-    modalities = {*MODELS[args.model].inputs, "depth"}
-    datasets = {split: create_dataset(split=split, modalities=modalities, **data) for split in ("train", "val")}
-    loaders = create_loaders(datasets, **options.loader_options(args, fabric))
+    datasets, loaders = create_training_data(
+        {*MODELS[args.model].inputs, "depth"}, options.dataset_options(args), **options.loader_options(args, fabric)
+    )
     seed_weights(args.seed)
     model = create_model(args.model, **model_config(args), max_depth=datasets["train"].max_depth)
     run_training(args, fabric, create_task(args, model), loaders["train"], loaders["val"])

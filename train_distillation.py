@@ -11,7 +11,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from dataloaders import DepthDataset, create_dataset, create_loaders
+from dataloaders import DepthDataset, create_training_data
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
 from training import loop, options
@@ -109,12 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     fabric = create_fabric(args)
     checkpoint = load_checkpoint(args.teacher_checkpoint)
     teacher = restore_model(checkpoint, args.teacher_checkpoint)
-    data = options.dataset_options(args)
-    needs = DistillationTask.needs
-    datasets = {split: create_dataset(split=split, modalities=needs, **data) for split in ("train", "val")}
+    data, loading = options.dataset_options(args), options.loader_options(args, fabric)
+    datasets, loaders = create_training_data(DistillationTask.needs, data, **loading, only_labelled=False)
     notes = check_teacher(args, teacher, checkpoint, datasets["train"].preprocessing)
     response = create_response(args, teacher, datasets["train"])
-    loaders = create_loaders(datasets, **options.loader_options(args, fabric), only_labelled=False)
     seed_weights(args.seed)  # here, so that the student begins as it would without a teacher
     student = create_model(args.student_model, **student_config(args), max_depth=datasets["train"].max_depth)
     task = DistillationTask(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dataloaders import create_dataset, create_loaders
+from dataloaders import create_training_data
 from errors import run_script
 from models import create_model
 from training import options
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, fit."""
     args = options.parse_training_options(create_parser(), "rgb_depth", argv)
     fabric = create_fabric(args)
-    data = options.dataset_options(args)
-    datasets = {split: create_dataset(split=split, modalities={"rgb", "depth"}, **data) for split in ("train", "val")}
-    loaders = create_loaders(datasets, **options.loader_options(args, fabric))
+    datasets, loaders = create_training_data(
+        {"rgb", "depth"}, options.dataset_options(args), **options.loader_options(args, fabric)
+    )
     seed_weights(args.seed)
     model = create_model(
         "rgb_depth", base_channels=args.base_channels, bilinear=args.bilinear, max_depth=datasets["train"].max_depth

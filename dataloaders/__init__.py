@@ -1,13 +1,17 @@
 """Data sets of echoes, pictures and depth in metres: BatVision, NYU Depth V2, simulated rooms, bare pictures.
 
-``create_dataset`` makes one split, ``create_loader`` and ``create_loaders`` batch it. Samples and attributes are
-described at :class:`~dataloaders.base.DepthDataset`; what is done to a file, in :mod:`dataloaders.transforms`.
+``create_dataset`` makes one split, ``create_loader`` and ``create_loaders`` batch it, and ``create_training_data`` does
+both for a training. Samples and attributes are described at :class:`~dataloaders.base.DepthDataset`; what is done to a
+file, in :mod:`dataloaders.transforms`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from dataloaders.base import MODALITIES, SPLITS, DepthDataset
 from dataloaders.batvision import BatVisionV1, BatVisionV2
@@ -33,6 +37,7 @@ __all__ = [
     "create_dataset",
     "create_loader",
     "create_loaders",
+    "create_training_data",
     "prepare_audio",
     "prepare_rgb",
     "read_image",
@@ -78,3 +83,21 @@ def create_dataset(
     if name not in DATASETS:
         raise OptionError(f"unknown data set {name}; known: {', '.join(sorted(DATASETS))}")
     return DATASETS[name](dataset_dir, split, image_size, max_depth, audio_format, **options)
+
+
+def create_training_data(
+    modalities: Collection[str], dataset: Mapping[str, Any], **loading: Any
+) -> tuple[dict[str, DepthDataset], dict[str, DataLoader]]:
+    """Make the splits ``train`` and ``val`` of a data set, and their loaders.
+
+    Args:
+        modalities: what is loaded of each sample.
+        dataset: the other arguments of :func:`create_dataset`.
+        loading: the arguments of :func:`create_loaders`.
+
+    Raises:
+        OptionError: as :func:`create_dataset` and :func:`create_loader` do.
+        DataError: likewise.
+    """
+    datasets = {split: create_dataset(**dataset, split=split, modalities=modalities) for split in ("train", "val")}
+    return datasets, create_loaders(datasets, **loading)

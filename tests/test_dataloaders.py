@@ -20,7 +20,15 @@ from make_data import (
 from PIL import Image
 
 import simulation
-from dataloaders import AUDIO_FORMATS, DATASETS, create_dataset, create_loader, create_loaders, simulated
+from dataloaders import (
+    AUDIO_FORMATS,
+    DATASETS,
+    create_dataset,
+    create_loader,
+    create_loaders,
+    create_training_data,
+    simulated,
+)
 from errors import DataError, OptionError, from_worker
 
 
@@ -457,6 +465,17 @@ def test_create_loaders_shuffles_training_only(v2):
     loaders = create_loaders(datasets, 4, num_workers=0)
     assert flat(indices(loaders["train"], 1)) != list(range(12))
     assert flat(indices(loaders["val"], 1)) == list(range(4))
+
+
+def test_training_data_is_both_splits_and_their_loaders(v2):
+    options = {"name": "batvisionv2", "dataset_dir": v2, "image_size": 16, "label_fraction": 0.5}
+    datasets, loaders = create_training_data({"depth"}, options, batch_size=4, num_workers=0)
+    assert {split: data.split for split, data in datasets.items()} == {"train": "train", "val": "val"}
+    assert all(loaders[split].dataset is datasets[split] for split in ("train", "val"))
+    assert set(datasets["train"][0]) == {"depth", "id", "index"}
+    assert len(flat(indices(loaders["train"], 1))) == 4, "6 of 12 are labelled, and the rest of a batch is dropped"
+    _, everything = create_training_data({"depth"}, options, batch_size=4, num_workers=0, only_labelled=False)
+    assert len(flat(indices(everything["train"], 1))) == 12
 
 
 def test_a_workers_error_is_one_line_again(tmp_path):
