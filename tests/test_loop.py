@@ -128,6 +128,13 @@ def test_precision():
     assert resolve_precision("auto") in ("32", "bf16")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides there")
+def test_a_cpu_computes_in_bf16_only_where_that_is_faster(monkeypatch):
+    for has, expected in (({"avx512_bf16": True}, "32"), ({"avx512_bf16": True, "amx_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert resolve_precision("auto") == expected
+
+
 def test_tables_drop_later_rows_and_grow_columns(tmp_path):
     table = Table(tmp_path / "t.csv", "epoch", 0)
     table.append([{"epoch": 1, "loss": 0.1}])

