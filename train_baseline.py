@@ -35,17 +35,11 @@ def create_parser(model: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--model", choices=tuple(DEFAULTS), required=True, help="--model NAME --help: its defaults")
     options.add_data_options(parser, hears=True)
     group = parser.add_argument_group("model and loss")
-    group.add_argument("--base_channels", type=options.positive_int, default=64, help="width of the first level")
+    options.add_width_option(group, "width of the first level")
     if model != "unet_baseline":
-        group.add_argument(
-            "--bilinear",
-            action=argparse.BooleanOptionalAction,
-            default=True,
-            help="upsampling; else transposed convolutions",
-        )
+        options.add_upsampling_option(group)
         options.add_compression_option(group)
-    group.add_argument("--lambda_l1", type=options.non_negative_float, default=1.0, help="weight of L1 in metres")
-    group.add_argument("--lambda_smooth", type=options.non_negative_float, help="of (edge-aware) smoothness")
+    options.add_depth_loss_options(group, smoothness="of (edge-aware) smoothness", lambda_smooth=None)
     if model in (None, "base_residual"):
         group.add_argument(
             "--lambda_base", type=options.non_negative_float, default=0.5, help="of the base's L1 to low-passed depth"

@@ -19,29 +19,11 @@ def create_parser() -> argparse.ArgumentParser:
     parser = options.create_parser(__doc__)
     options.add_data_options(parser, hears=True)
     model = parser.add_argument_group("model and loss")
-    model.add_argument(
-        "--base_channels", type=options.positive_int, default=64, help="64: 37.8 M parameters; 32: 9.8 M"
-    )
-    model.add_argument(
-        "--bilinear",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="upsampling; else transposed convolutions",
-    )
-    model.add_argument(
-        "--attention_levels",
-        type=int,
-        choices=range(1, 6),
-        nargs="+",
-        default=[2, 3, 4, 5],
-        metavar="LEVEL",
-        help="of 1 to 5: where the ears ask each other",
-    )
+    options.add_width_option(model, "64: 37.8 M parameters; 32: 9.8 M")
+    options.add_upsampling_option(model)
+    options.add_attention_option(model, "of 1 to 5: where the ears ask each other", default=[2, 3, 4, 5])
     options.add_compression_option(model)
-    model.add_argument(
-        "--lambda_l1", "--lambda_recon", type=options.non_negative_float, default=1.0, help="weight of L1 in metres"
-    )
-    model.add_argument("--lambda_smooth", type=options.non_negative_float, default=0.1, help="of smoothness")
+    options.add_depth_loss_options(model, smoothness="of smoothness", l1_alias="--lambda_recon")
     model.add_argument(
         "--lambda_edge", type=options.non_negative_float, default=0.2, help="of L1 between the depth gradients"
     )

@@ -50,19 +50,10 @@ def create_parser() -> argparse.ArgumentParser:
     )
     hearing = sorted(name for name, model in MODELS.items() if "audio" in model.inputs)
     group.add_argument("--student_model", choices=hearing, default="binaural_attention", help="what learns")
-    group.add_argument("--base_channels", type=options.positive_int, default=64, metavar="N", help="its width")
-    group.add_argument(
-        "--bilinear",
-        action=argparse.BooleanOptionalAction,
-        help="upsampling; else transposed convolutions (default: bilinear, where the model has a choice)",
-    )
-    group.add_argument(
-        "--attention_levels",
-        type=int,
-        choices=range(1, 6),
-        nargs="+",
-        metavar="LEVEL",
-        help="of binaural_attention, 1 to 5: where the ears ask each other (default: 2 3 4 5)",
+    options.add_width_option(group, "its width", metavar="N")
+    options.add_upsampling_option(group, default=None, note=" (default: bilinear, where the model has a choice)")
+    options.add_attention_option(
+        group, "of binaural_attention, 1 to 5: where the ears ask each other (default: 2 3 4 5)"
     )
     options.add_compression_option(group)
     group = parser.add_argument_group("loss = task + response + features")

@@ -19,17 +19,9 @@ def create_parser() -> argparse.ArgumentParser:
     parser = options.create_parser(__doc__)
     options.add_data_options(parser)
     model = parser.add_argument_group("model and loss")
-    model.add_argument(
-        "--base_channels", type=options.positive_int, default=64, help="64: 19.6 M parameters; 32: 4.9 M"
-    )
-    model.add_argument(
-        "--bilinear",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="upsampling; else transposed convolutions",
-    )
-    model.add_argument("--lambda_l1", type=options.non_negative_float, default=1.0, help="weight of L1 in metres")
-    model.add_argument("--lambda_smooth", type=options.non_negative_float, default=0.1, help="of edge-aware smoothness")
+    options.add_width_option(model, "64: 19.6 M parameters; 32: 4.9 M")
+    options.add_upsampling_option(model)
+    options.add_depth_loss_options(model, smoothness="of edge-aware smoothness")
     options.add_optimization_options(parser, learning_rate=1e-4)
     options.add_experiment_options(parser, wandb_project="batvision-rgb-depth")
     options.add_run_options(parser)

@@ -120,6 +120,28 @@ def add_audio_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
 
 
+def add_width_option(group: argparse._ArgumentGroup, help: str, metavar: str | None = None) -> None:
+    """Add how wide a network is; ``help`` says what that means for it."""
+    group.add_argument("--base_channels", type=positive_int, default=64, metavar=metavar, help=help)
+
+
+def add_upsampling_option(group: argparse._ArgumentGroup, default: bool | None = True, note: str = "") -> None:
+    """Add how a decoder enlarges its levels; ``note`` ends the help."""
+    group.add_argument(
+        "--bilinear",
+        action=argparse.BooleanOptionalAction,
+        default=default,
+        help=f"upsampling; else transposed convolutions{note}",
+    )
+
+
+def add_attention_option(group: argparse._ArgumentGroup, help: str, default: list[int] | None = None) -> None:
+    """Add the levels at which the ears ask each other."""
+    group.add_argument(
+        "--attention_levels", type=int, choices=range(1, 6), nargs="+", default=default, metavar="LEVEL", help=help
+    )
+
+
 def add_compression_option(group: argparse._ArgumentGroup) -> None:
     """Add whether a model takes the logarithm of the spectrograms itself; :func:`compresses_input` reads it."""
     group.add_argument(
@@ -133,6 +155,15 @@ def compresses_input(args: argparse.Namespace) -> bool:
     """Return whether the model takes the logarithm itself: by default of magnitudes, the one linear format."""
     asked = getattr(args, "compress_input", None)
     return args.audio_format == "spectrogram" if asked is None else asked
+
+
+def add_depth_loss_options(
+    group: argparse._ArgumentGroup, *, smoothness: str, lambda_smooth: float | None = 0.1, l1_alias: str | None = None
+) -> None:
+    """Add the weights of L1 and of smoothness; ``smoothness`` says which, ``l1_alias`` is another name of the first."""
+    names = ("--lambda_l1", l1_alias) if l1_alias else ("--lambda_l1",)
+    group.add_argument(*names, type=non_negative_float, default=1.0, help="weight of L1 in metres")
+    group.add_argument("--lambda_smooth", type=non_negative_float, default=lambda_smooth, help=smoothness)
 
 
 def add_optimization_options(
