@@ -23,13 +23,8 @@ Training the RGB teacher
 MENU
 }
 
-choice=${1:-}
-if [[ -z $choice ]]; then
-    menu
-    read -r -p "Which one (1-8)? " choice
-else
-    shift
-fi
+choose "$@"
+shift $(($# > 0))
 
 v2=(--dataset batvisionv2)
 resumed=("${v2[@]}" --batch_size 64 --learning_rate 0.0001)

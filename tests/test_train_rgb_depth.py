@@ -465,6 +465,16 @@ def test_the_menu_refuses_what_it_has_not():
     assert "1 to 8" in done.stderr
 
 
+def test_the_menu_asks_where_nothing_is_chosen():
+    done = subprocess.run(
+        ["bash", REPOSITORY / "run_rgb_depth_examples.sh"], capture_output=True, text=True, input="3\n",
+        env={**os.environ, "PYTHON": sys.executable, "DRY_RUN": "1"},
+    )  # fmt: skip
+    *menu, command = done.stdout.splitlines()
+    assert (done.returncode, menu[0]) == (0, "Training the RGB teacher")
+    assert "rgb_depth_lightweight" in command
+
+
 def test_two_processes_under_torchrun(rooms, tmp_path):
     import socket
 

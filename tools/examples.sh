@@ -1,10 +1,19 @@
-# What the run_*_examples.sh menus share; they set `script` and source it.
+# What the run_*_examples.sh menus share; they set `script`, source it and define `menu`.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=$(command -v python || command -v python3 || echo python3)
     [[ -z ${VIRTUAL_ENV:-} && -x $here/.venv/bin/python ]] && PYTHON=$here/.venv/bin/python
 fi
+
+# choose [CHOICE ...]: set `choice` to the first argument; without one, show the menu and ask.
+choose() {
+    choice=${1:-}
+    if [[ -z $choice ]]; then
+        menu
+        read -r -p "Which one (1-8)? " choice
+    fi
+}
 
 # Run the script, or with DRY_RUN print the command.
 train() {
