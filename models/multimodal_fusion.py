@@ -39,17 +39,10 @@ class MultiModalFusionNet(DepthModel):
     size_multiple = 16
 
     def __init__(
-        self,
-        base_channels: int = 64,
-        bilinear: bool = True,
-        max_depth: float = 30.0,
-        compress_input: bool = True,
+        self, base_channels: int = 64, bilinear: bool = True, max_depth: float = 30.0, compress_input: bool = True
     ) -> None:
         super().__init__(
-            base_channels=base_channels,
-            bilinear=bilinear,
-            max_depth=max_depth,
-            compress_input=compress_input,
+            base_channels=base_channels, bilinear=bilinear, max_depth=max_depth, compress_input=compress_input
         )
         width = base_channels * LEVEL_WIDTHS[-1]
         self.listen = SpectrogramInput(compress_input)
