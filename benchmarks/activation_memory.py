@@ -64,12 +64,12 @@ def saved_bytes(name: str, image_size: int = 256, batch_size: int = 1, **config:
 
 
 def level_of(path: str) -> str:
-    """Return the row of the table to which a module belongs: ``left.levels.3.1`` is of ``x4``."""
-    first, *rest = path.split(".")
+    """Return the row of the table to which a module belongs: ``encoder.left.levels.3.1`` is of ``x4``."""
+    first, *rest = path.removeprefix("encoder.").split(".")
     if first == "decoder":
         return f"d{int(rest[1]) + 1}"
-    if first in ("listen", "head", ""):
-        return first or "pooling"
+    if first in ("listen", "head", "encoder", ""):
+        return "pooling" if first in ("encoder", "") else first
     named = next((part for part in rest if part.startswith("x")), None)
     return named or f"x{int(next(part for part in rest if part.isdecimal())) + 1}"
 

@@ -108,10 +108,10 @@ def scarce() -> list[Training]:
 def features() -> list[Training]:
     """As ``scarce``, with a narrower student: the response alone, and with each feature loss beside it."""
     taught = (*SMALL_TAUGHT, *FEW)
-    rows = [TEACHER, Training("response alone", taught, 8, TEACHER.name)]
+    rows = [TEACHER, Training("response alone", taught, 6, TEACHER.name)]
     for kind, levels, weight in FEATURES:
         flags = ("--feature_loss", kind, "--lambda_feat", f"{weight:g}", "--feature_levels", *levels.split())
-        rows.append(Training(f"{kind}, {levels}", (*taught, *flags), 8, TEACHER.name))
+        rows.append(Training(f"{kind}, {levels}", (*taught, *flags), 6, TEACHER.name))
     return rows
 
 

@@ -77,13 +77,56 @@ def turn(x: Tensor, heads: int) -> Tensor:
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-2).flatten(2)
 
 
+class BinauralEncoder(nn.Module):
+    """Two encoders, one per ear, that ask each other: spectrograms [B, 2, H, W] -> five fused levels.
+
+    After each of ``attention_levels`` either ear asks the other (:class:`EarAttention`) and goes on with what it heard;
+    a fusion layer joins the two at every level. At the three coarsest levels, learned maps between places turn
+    frequency and time into y and x (:class:`~models.blocks.PlaceMixer`).
+
+    Args:
+        base_channels: channels of the first level, b; the others are 2b, 4b, 8b, 8b wide.
+        attention_levels: the levels, of 1 to 5, at which the ears ask each other; may be empty.
+        compress_input: take the logarithm of the input first.
+
+    Raises:
+        OptionError: an attention level that there is not, or ``base_channels`` odd.
+    """
+
+    def __init__(self, base_channels: int, attention_levels: Sequence[int], compress_input: bool) -> None:
+        super().__init__()
+        if base_channels % 2:
+            raise OptionError(f"--base_channels {base_channels}: attention over time needs an even number")
+        unknown = sorted(set(attention_levels) - set(LEVELS))
+        if unknown:
+            raise OptionError(f"--attention_levels: there is no level {unknown[0]}; known: 1 to {len(LEVELS)}")
+        widths = [base_channels * width for width in LEVEL_WIDTHS]
+        self.listen = SpectrogramInput(compress_input)
+        self.left = Encoder(1, base_channels)
+        self.right = Encoder(1, base_channels)
+        self.left_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in sorted(set(attention_levels))})
+        self.right_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in sorted(set(attention_levels))})
+        self.fuse = nn.ModuleList(Fuse(2 * width, width) for width in widths)
+        self.mix = nn.ModuleDict({f"x{i}": PlaceMixer(widths[i - 1]) for i in MIXED_LEVELS})
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the five fused levels, the largest first; the last three are mixed."""
+        left, right = self.listen(x).split(1, dim=1)  # [B, 1, H, W] each
+        encoded: list[Tensor] = []
+        for index, fuse in enumerate(self.fuse):
+            left, right = self.left.descend(left, index), self.right.descend(right, index)
+            level = f"x{index + 1}"
+            if level in self.left_asks:
+                left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
+            fused = fuse(torch.cat([left, right], dim=1))
+            encoded.append(self.mix[level](fused) if level in self.mix else fused)
+        return encoded
+
+
 class BinauralAttentionDepthNet(DepthModel):
     """Depth from the spectrograms of two ears; 38 M parameters at ``base_channels=64``.
 
-    Each ear has an encoder of its own. After each of ``attention_levels`` either asks the other (:class:`EarAttention`)
-    and goes on with what it heard; a fusion layer joins the two at every level. At the three coarsest levels, learned
-    maps between places turn frequency and time into y and x (:class:`~models.blocks.PlaceMixer`), before the decoder
-    rises from them.
+    A :class:`BinauralEncoder`, from whose levels a decoder rises.
 
     Args:
         base_channels: channels of the first level, b; the others are 2b, 4b, 8b, 8b wide.
@@ -112,27 +155,14 @@ class BinauralAttentionDepthNet(DepthModel):
         attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
     ) -> None:
-        if base_channels % 2:
-            raise OptionError(f"--base_channels {base_channels}: attention over time needs an even number")
-        unknown = sorted(set(attention_levels) - set(LEVELS))
-        if unknown:
-            raise OptionError(f"--attention_levels: there is no level {unknown[0]}; known: 1 to {len(LEVELS)}")
-        attention_levels = sorted(set(attention_levels))
         super().__init__(
             base_channels=base_channels,
             bilinear=bilinear,
             max_depth=max_depth,
-            attention_levels=attention_levels,
+            attention_levels=sorted(set(attention_levels)),
             compress_input=compress_input,
         )
-        widths = [base_channels * width for width in LEVEL_WIDTHS]
-        self.listen = SpectrogramInput(compress_input)
-        self.left = Encoder(1, base_channels)
-        self.right = Encoder(1, base_channels)
-        self.left_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in attention_levels})
-        self.right_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in attention_levels})
-        self.fuse = nn.ModuleList(Fuse(2 * width, width) for width in widths)
-        self.mix = nn.ModuleDict({f"x{i}": PlaceMixer(widths[i - 1]) for i in MIXED_LEVELS})
+        self.encoder = BinauralEncoder(base_channels, attention_levels, compress_input)
         self.decoder = Decoder(base_channels, bilinear)
         self.head = MetricDepthHead(base_channels, max_depth)
 
@@ -142,23 +172,10 @@ class BinauralAttentionDepthNet(DepthModel):
         H and W are multiples of 16. With ``return_features`` the second value is the dict of levels ``x1``..``x5``,
         ``d1``..``d4``.
         """
-        encoded = self.encode(x)
+        encoded = self.encoder(x)
         decoded = self.decoder(encoded)
         depth = self.head(decoded[-1])  # [B, 1, H, W]
         return (depth, name_levels(encoded, decoded)) if return_features else depth
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """Return the five fused levels, the largest first; the last three are mixed."""
-        left, right = self.listen(x).split(1, dim=1)  # [B, 1, H, W] each
-        encoded: list[Tensor] = []
-        for index, fuse in enumerate(self.fuse):
-            left, right = self.left.descend(left, index), self.right.descend(right, index)
-            level = f"x{index + 1}"
-            if level in self.left_asks:
-                left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
-            fused = fuse(torch.cat([left, right], dim=1))
-            encoded.append(self.mix[level](fused) if level in self.mix else fused)
-        return encoded
 
 
 def create_binaural_attention_model(base_channels: int = 64, **config: Any) -> BinauralAttentionDepthNet:

@@ -76,7 +76,7 @@ def test_memory_grows_with_the_pixels_not_with_their_square():
 
 def test_the_ears_ask_each_other_along_time_in_one_band():
     model = binaural().eval()
-    asks = model.left_asks["x2"]
+    asks = model.encoder.left_asks["x2"]
     own, other = torch.rand(1, 8, 4, 6), torch.rand(1, 8, 4, 6)
     changed = other.clone()
     changed[:, 0, 2, 5] += 1
@@ -120,7 +120,7 @@ def test_cells_by_hand():
 
 def test_without_attention_it_still_hears():
     model = binaural(attention_levels=[])
-    assert not len(model.left_asks)
+    assert not len(model.encoder.left_asks)
     assert model(heard()).shape == (2, 1, 64, 64)
 
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 
-from benchmarks import audio_student, left_and_right
+from benchmarks import activation_memory, audio_student, left_and_right
 from models import create_model
 from training.checkpoint import FORMAT, save_checkpoint
 
@@ -84,3 +84,14 @@ def test_all_who_have_few_labels_take_equally_many_steps():
 def test_the_table_holds_mean_seeds_and_share():
     table = audio_student.table({"mean depth map": [0.8], "student": [0.3, 0.4, 0.5]})
     assert table.splitlines()[-1] == "| student | 0.400 | 0.300 0.400 0.500 | 0.500 |"
+
+
+@pytest.mark.parametrize("model", ["binaural_attention", "rgb_depth"])
+def test_every_module_that_keeps_memory_has_a_row(model, capsys):
+    activation_memory.main(["--model", model, "--image_size", "128"])
+    rows = dict(line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
+    levels = [f"x{i}" for i in range(1, 6)] + [f"d{i}" for i in range(1, 5)]
+    assert all(float(rows[level]) > 0 for level in levels)
+    assert float(rows["all"]) == pytest.approx(
+        sum(float(rows[x]) for x in rows if x not in ("all", "level")), abs=0.1 * len(rows)
+    )
