@@ -180,8 +180,8 @@ def add_optimization_options(
         "--steps_per_epoch",
         type=positive_int,
         metavar="N",
-        help="batches of an epoch, however many pairs there are: equal steps for few labels and for many (default: once "
-        "through the pairs)",
+        help="batches of an epoch, however many pairs there are: equal steps for few labels and for many "
+        "(default: once through the pairs)",
     )
     group.add_argument("--optimizer", choices=("Adam", "AdamW", "SGD"), default="AdamW", help="SGD: momentum 0.9")
     group.add_argument("--weight_decay", type=non_negative_float, default=0.01, metavar="W", help="of the weights")
