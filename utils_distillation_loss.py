@@ -11,6 +11,7 @@ gradients reach the student and the adapters alone. An image without a valid pix
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from training.depth_losses import l1_loss, masked_mean, silog_loss
 TEMPERATURE = 4.0  # of channel-wise distillation, as in its paper
 UNIT_EPS = 1e-6  # the shortest vector that is brought to unit length
 SPREAD_EPS = 1e-4  # the smallest mean deviation that a disparity map is divided by
+SUPPORT = 32  # depths on which two choices among different bins are compared
 NEAREST = 0.1  # metres; what is nearer counts as this near, so that a disparity and its slope stay bounded
 
 # ------------------------------------------------------------------------------------------------------------ responses
@@ -131,6 +133,117 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _attention(features: Tensor) -> Tensor:
     return F.normalize(features.float().square().sum(dim=1).flatten(1), dim=1, eps=UNIT_EPS)  # [B, H * W]
+
+
+# ----------------------------------------------------------------------------------------------------------------- bins
+
+
+def bin_width_loss(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """KL between the teacher's and the student's division of the range, from logits of the widths [B, N]: [B].
+
+    T^2 KL(softmax(t / T) || softmax(s / T)): slot k is the k-th share of the range in both.
+    """
+    return temperature**2 * kl_divergence(student / temperature, teacher.detach() / temperature)
+
+
+def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax t || softmax s) along dimension 1, from logits of any shape [B, N, ...]: [B, ...].
+
+    ``F.kl_div`` takes the student's log-probabilities first.
+    """
+    s, t = F.log_softmax(student.float(), dim=1), F.log_softmax(teacher.float(), dim=1)
+    return F.kl_div(s, t, reduction="none", log_target=True).sum(dim=1)
+
+
+def shared_support_loss(
+    student: Tensor,
+    student_centres: Tensor,
+    teacher: Tensor,
+    teacher_centres: Tensor,
+    between: tuple[float | Tensor, float | Tensor],
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """KL between two choices among different bins, pixel by pixel, once both are written on the same depths: [B].
+
+    Bin k of the one is not the depth of bin k of the other. So each bin's mass is split linearly between its two
+    neighbours among ``SUPPORT`` depths, evenly spread over the range; there a kernel exp(-|steps| / 2) lets a mass be
+    felt from afar, and closes the gaps that coarse bins leave. The temperature belongs to the distributions on the
+    support: tempered over the bins, a region would gain by being cut finer. T^2 KL(t^(1/T) || s^(1/T)), mean over the
+    pixels.
+
+    Args:
+        student: logits of the choice [B, N, H, W].
+        student_centres: metres [B, N].
+        teacher: logits [B, M, H, W].
+        teacher_centres: metres [B, M].
+        between: the range of depths in metres, two numbers.
+        temperature: T.
+    """
+    s = _on_support(student, student_centres, between)
+    t = _on_support(teacher.detach(), teacher_centres.detach(), between)
+    return temperature**2 * kl_divergence(s / temperature, t / temperature).mean(dim=1)
+
+
+def _on_support(choice: Tensor, centres: Tensor, between: tuple[float | Tensor, float | Tensor]) -> Tensor:
+    """Logits [B, N, H, W] over bins at [B, N] metres -> log-probabilities on the support, [B, S, H * W]."""
+    low, high = between
+    support = torch.arange(SUPPORT, device=choice.device, dtype=torch.float32)
+    place = ((centres.float() - low) / (high - low) * (SUPPORT - 1)).clamp(0, SUPPORT - 1)  # [B, N], in steps
+    split = (1 - (place[:, None] - support[:, None]).abs()).clamp(min=0)  # [B, S, N], of which two are above 0
+    kernel = torch.exp(-(support[:, None] - support).abs() / 2)  # [S, S]
+    spread = (kernel / kernel.sum(dim=0)) @ split  # [B, S, N]; a column sums up to 1
+    with torch.autocast(choice.device.type, enabled=False):
+        return (spread @ choice.float().softmax(dim=1).flatten(2)).log()
+
+
+def wasserstein_loss(student: Tensor, student_centres: Tensor, teacher: Tensor, teacher_centres: Tensor) -> Tensor:
+    """How far mass has to be moved, in metres, to turn one choice among bins into the other; mean over the pixels: [B].
+
+    In one dimension this is the area between the two distribution functions, and exact for masses at the bins' centres,
+    wherever these lie: no support is needed, and no temperature.
+
+    Args:
+        student: logits of the choice [B, N, H, W].
+        student_centres: metres [B, N].
+        teacher: logits [B, M, H, W].
+        teacher_centres: metres [B, M].
+    """
+    s, t = student.float().softmax(dim=1).flatten(2), teacher.detach().float().softmax(dim=1).flatten(2)
+    places, order = torch.cat([student_centres.float(), teacher_centres.detach().float()], dim=1).sort(
+        dim=1
+    )  # [B, N + M]
+    signed = torch.cat([s, -t], dim=1).gather(1, order[:, :, None].expand(-1, -1, s.shape[2]))  # [B, N + M, H * W]
+    apart = signed.cumsum(dim=1)[:, :-1].abs()  # between a place and the next
+    return (apart * places.diff(dim=1)[:, :, None]).sum(dim=1).mean(dim=1)
+
+
+def chamfer_loss(centres: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared distance from each measured depth to the nearest bin's centre, and from each centre back: [B].
+
+    AdaBins' loss of the bins, in square metres: they should lie where the scene has something. Both sets lie on a line,
+    so that the nearest is one of two neighbours in a sorted row.
+
+    Args:
+        centres: metres, ascending [B, N].
+        depth: metres [B, 1, H, W].
+        valid: bool [B, 1, H, W]; an image without a valid pixel gives 0.
+    """
+    measured = valid.flatten(1)  # [B, H * W]
+    far = 2 * depth.detach().float().amax() + 2 * centres.detach().float().amax() + 1  # beyond all that is measured
+    d = torch.where(measured, depth.float().flatten(1), far)
+    ranked = d.sort(dim=1).values
+    to_centre = (nearest(d, centres.float()) - d).square()  # [B, H * W]
+    to_centre = torch.where(measured, to_centre, 0.0).sum(dim=1) / measured.sum(dim=1).clamp(min=1)
+    to_depth = (nearest(centres.float(), ranked) - centres.float()).square().mean(dim=1)
+    return torch.where(measured.any(dim=1), to_centre + to_depth, 0.0 * to_centre)
+
+
+def nearest(x: Tensor, row: Tensor) -> Tensor:
+    """Return for each of x [B, K] the nearest value of an ascending row [B, N]: [B, K]."""
+    right = torch.searchsorted(row.detach().contiguous(), x.detach().contiguous()).clamp(max=row.shape[1] - 1)
+    left = (right - 1).clamp(min=0)
+    above, below = row.gather(1, right), row.gather(1, left)
+    return torch.where((above - x).abs() < (x - below).abs(), above, below)
 
 
 # -------------------------------------------------------------------------------------------------------------- modules
@@ -254,3 +367,133 @@ class FeatureDistillation(nn.Module):
         if self.kind == "cwd":
             return channel_wise_loss(student, teacher, self.temperature)
         return FEATURE_LOSSES[self.kind](student, teacher)
+
+
+BIN_LOSSES = ("widths", "shared_support", "wasserstein")
+TASK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"l1": l1_loss, "silog": silog_loss}
+Answer = tuple[Tensor, Mapping[str, Tensor]]  # depth [B, 1, H, W] in metres, and the features of models.adabins_...
+
+
+class DistillationLoss(nn.Module):
+    """What teaches an AdaBins student: five terms, one value per image, [B] each, and their weights.
+
+    ``task``: ``task_loss`` between the student's depth and the measured one. ``response``: mean squared difference of
+    the two depths in square metres. ``feature``: the sum over ``levels`` of the mean cosine distance. ``bin``: as
+    ``bin_loss`` says. ``sparse``: mean |residual| in metres. And, with a weight, ``chamfer``. The teacher's side is
+    detached.
+
+    Args:
+        lambda_task, lambda_response, lambda_feature, lambda_bin, lambda_sparse, lambda_chamfer: weights.
+        temperature: of the bin loss.
+        bin_loss: ``widths``, ``shared_support`` or ``wasserstein``.
+        task_loss: ``l1`` or ``silog``.
+        levels: whose features are compared.
+
+    Raises:
+        OptionError: an unknown kind of loss.
+    """
+
+    def __init__(
+        self,
+        lambda_task: float = 1.0,
+        lambda_response: float = 0.5,
+        lambda_feature: float = 0.3,
+        lambda_bin: float = 0.2,
+        lambda_sparse: float = 0.1,
+        lambda_chamfer: float = 0.0,
+        *,
+        temperature: float = TEMPERATURE,
+        bin_loss: str = "widths",
+        task_loss: str = "l1",
+        levels: Sequence[str] = ("x1", "x2", "x3", "x4", "x5"),
+    ) -> None:
+        super().__init__()
+        for kind, known in ((bin_loss, BIN_LOSSES), (task_loss, TASK_LOSSES)):
+            if kind not in known:
+                raise OptionError(f"there is no loss {kind!r}; known are {', '.join(known)}")
+        self.weights = {
+            "task": lambda_task,
+            "response": lambda_response,
+            "feature": lambda_feature,
+            "bin": lambda_bin,
+            "sparse": lambda_sparse,
+            "chamfer": lambda_chamfer,
+        }
+        self.temperature = temperature
+        self.bin_loss = bin_loss
+        self.task_loss = task_loss
+        self.levels = tuple(levels)
+
+    def weights_at(self, progress: float) -> dict[str, float]:
+        """Return the weight of each term after a share of the training in [0, 1]."""
+        return dict(self.weights)
+
+    def forward(self, student: Answer, teacher: Answer | None, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Return the terms, unweighted, [B] each; without a teacher those that need none.
+
+        Args:
+            student: depth and features.
+            teacher: likewise; None where nobody sees.
+            target: depth [B, 1, H, W] in metres.
+            valid: bool [B, 1, H, W].
+        """
+        terms = self.own_terms(student, target, valid)
+        if teacher is None:
+            return terms
+        (depth, heard), (taught, seen) = student, teacher
+        levels = [feature_cosine_loss(heard[level], seen[level]) for level in self.levels]
+        return terms | {
+            "response": mse_loss(depth, taught.detach(), torch.ones_like(valid)),
+            "feature": torch.stack(levels).sum(dim=0),
+            "bin": self.bin_term(heard, seen),
+        }
+
+    def own_terms(self, answer: Answer, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Return the terms of one network alone, [B] each: the student's, or those of a teacher that trains along."""
+        depth, features = answer
+        terms = {
+            "task": TASK_LOSSES[self.task_loss](depth, target, valid),
+            "sparse": features["residual"].abs().mean(dim=(1, 2, 3)),
+        }
+        if self.weights["chamfer"] > 0:
+            terms["chamfer"] = chamfer_loss(_centres(features), target, valid)
+        return terms
+
+    def bin_term(self, heard: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Tensor:
+        """Compare the bins of two networks: [B]."""
+        if self.bin_loss == "widths":
+            return bin_width_loss(heard["widths"].flatten(1), seen["widths"].flatten(1), self.temperature)
+        bins = (heard["choice"], _centres(heard), seen["choice"], _centres(seen))
+        if self.bin_loss == "wasserstein":
+            return wasserstein_loss(*bins)
+        edges = seen["edges"].detach().flatten(1)  # [B, N + 1]
+        return shared_support_loss(*bins, (edges[0, 0], edges[0, -1]), self.temperature)
+
+
+def _centres(features: Mapping[str, Tensor]) -> Tensor:
+    edges = features["edges"].flatten(1)  # [B, N + 1]
+    return (edges[:, :-1] + edges[:, 1:]) / 2
+
+
+class AdaptiveDistillationLoss(DistillationLoss):
+    """:class:`DistillationLoss` whose weights follow a curriculum: first the teacher, then the measured depth.
+
+    The rows cover the shares 0 to 0.2, 0.2 to 0.6 and 0.6 to 1 of the training (epochs 40 and 120 of 200); the weight
+    of the features is linear inside a row. ``lambda_sparse`` and ``lambda_chamfer`` stay as given; the others follow.
+    """
+
+    ROWS = (  # begin and end; weights of task, response, feature (at both ends) and bin
+        ((0.0, 0.2), 0.5, 1.0, (0.5, 1.0), 0.5),
+        ((0.2, 0.6), 0.75, 0.65, (1.0, 0.75), 0.35),
+        ((0.6, 1.0), 1.0, 0.3, (0.5, 0.5), 0.2),
+    )
+
+    def __init__(self, lambda_sparse: float = 0.1, lambda_chamfer: float = 0.0, **options: Any) -> None:
+        super().__init__(lambda_sparse=lambda_sparse, lambda_chamfer=lambda_chamfer, **options)
+
+    def weights_at(self, progress: float) -> dict[str, float]:
+        """Return the weight of each term after a share of the training in [0, 1]."""
+        row = next((row for row in self.ROWS if progress < row[0][1]), self.ROWS[-1])
+        (begin, end), task, response, (first, last), bins = row
+        feature = first + (last - first) * (progress - begin) / (end - begin)
+        return {**self.weights, "task": task, "response": response, "feature": feature, "bin": bins}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from errors import OptionError
+from models.adabins_distillation_model import AdaBinsAudioNet, AdaBinsRGBNet
 from models.base import DepthModel
 from models.base_residual import BaseResidualNet
 from models.binaural_attention_model import BinauralAttentionDepthNet
@@ -14,7 +15,15 @@ from models.unet_baseline import UNetBaseline
 
 MODELS: dict[str, type[DepthModel]] = {
     model.name: model
-    for model in (RGBDepthNet, BinauralAttentionDepthNet, UNetBaseline, BaseResidualNet, MultiModalFusionNet)
+    for model in (
+        RGBDepthNet,
+        BinauralAttentionDepthNet,
+        UNetBaseline,
+        BaseResidualNet,
+        MultiModalFusionNet,
+        AdaBinsAudioNet,
+        AdaBinsRGBNet,
+    )
 }
 
 

@@ -11,6 +11,7 @@ from training.task import model_inputs
 CHANNELS = {"rgb": 3, "audio": 2}
 SMALL = {name: {"base_channels": 4} for name in ("rgb_depth", "binaural_attention", "base_residual",
                                                  "multimodal_fusion", "unet_baseline")}  # fmt: skip
+SMALL |= {name: {"base_channels": 4, "n_bins": 16} for name in ("adabins_audio", "adabins_rgb")}
 
 
 def small(name, size=64):
