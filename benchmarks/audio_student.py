@@ -100,8 +100,8 @@ def scarce() -> list[Training]:
     """A tenth of the pairs has depth, the same tenth for all; all take equally many steps."""
     return [
         TEACHER,
-        Training("audio alone", (*STUDENT, *FEW), 10),
-        Training("distilled", (*TAUGHT, *FEW), 10, TEACHER.name),
+        Training("audio alone", (*STUDENT, *FEW), 12),
+        Training("distilled", (*TAUGHT, *FEW), 12, TEACHER.name),
     ]
 
 

@@ -186,7 +186,7 @@ def test_holes_and_unlabelled_images_learn_from_the_teacher_alone():
     to_teacher = (out["depth"] - taught).sign() / pixels / 2
     assert torch.allclose(gradient[1], to_teacher[1]), "no label: the teacher at each pixel"
     assert torch.allclose(gradient[0, :, :16], to_teacher[0, :, :16]), "a hole: the teacher"
-    to_label = (out["depth"] - batch["depth"]).sign() / (pixels / 2)  # the mean over one image and its valid pixels
+    to_label = (out["depth"] - batch["depth"]).sign() / (pixels / 2) / 2  # the mean over valid pixels, one of 2 images
     assert torch.allclose(gradient[0, :, 16:], (to_teacher + to_label)[0, :, 16:])
 
 
@@ -276,7 +276,8 @@ def test_every_part_stands_in_the_csv(unbroken):
     rows = rows_of(unbroken / "results/e/metrics.csv")
     assert len(rows) == 4
     parts = {
-        f"train_{part}" for part in ("loss", "task", "response", "feature", "feature_d1", "feature_d2", "feature_d3")
+        f"train_{part}"
+        for part in ("loss", "task", "labelled", "response", "feature", "feature_d1", "feature_d2", "feature_d3")
     }
     assert {key for key in rows[0] if key.startswith("train_")} == parts
     assert all(cell for row in rows for cell in row.values())
@@ -284,7 +285,9 @@ def test_every_part_stands_in_the_csv(unbroken):
     for number, row in enumerate(steps):
         progress = number / len(steps)
         task, taught = 0.5 + 0.5 * progress, 1 - 0.7 * progress
-        total = task * float(row["task"]) + taught * (float(row["response"]) + 0.1 * float(row["feature"]))
+        total = task * float(row["labelled"]) * float(row["task"]) + taught * (
+            float(row["response"]) + 0.1 * float(row["feature"])
+        )
         assert float(row["loss"]) == pytest.approx(total, rel=1e-4)
 
 

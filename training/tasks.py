@@ -89,9 +89,13 @@ class BaseResidualTask(SupervisedDepthTask):
 class DistillationTask(Task):
     """Metric depth from echoes, from measured depth where there is some and from a frozen teacher everywhere.
 
-    loss = lambda_task * task + lambda_kd * response + lambda_feat * feature: the masked L1 of the labelled images, the
-    teacher's answer at every pixel of every image (also at the holes of a label), and the sum of the feature losses
-    over the levels. The teacher is given the student's view.
+    loss = lambda_task * labelled * task + lambda_kd * response + lambda_feat * feature: the masked L1 of the labelled
+    images, the teacher's answer at every pixel of every image (also at the holes of a label), and the sum of the
+    feature losses over the levels. The teacher is given the student's view.
+
+    ``labelled`` is the share of the batch that has a label, so that an image's label weighs as much as the teacher's
+    answer to an image does, however few the labels are. Without it, two labelled images of a batch of 16 would pull as
+    hard as all 16 answers: noise that slows the student down.
 
     Args:
         student: a depth model that takes ``audio``.
@@ -142,7 +146,7 @@ class DistillationTask(Task):
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Return the loss, the depth [B, 1, H, W] in metres, and the parts, unweighted.
 
-        These are ``task``, ``response`` and, with features, ``feature`` and ``feature_<level>`` of each.
+        These are ``task``, ``labelled``, ``response`` and, with features, ``feature`` and ``feature_<level>`` of each.
         """
         inputs = model_inputs(self.student, batch)
         matched: dict[str, Tensor] = {}
@@ -159,10 +163,11 @@ class DistillationTask(Task):
         labelled = valid.flatten(1).any(dim=1)  # [B]
         parts = {
             "task": mean_over_images(l1_loss(depth, batch["depth"], valid), labelled),
+            "labelled": mean_over_images(labelled.float()),
             "response": mean_over_images(self.response(depth, taught)),
         }
         if matched:
             parts |= {"feature": torch.stack(list(matched.values())).sum(), **matched}
         task, kd, feat = self.weights(progress)
-        loss = task * parts["task"] + kd * parts["response"] + feat * parts.get("feature", 0.0)
+        loss = task * parts["labelled"] * parts["task"] + kd * parts["response"] + feat * parts.get("feature", 0.0)
         return {"loss": loss, "depth": depth, **parts}
