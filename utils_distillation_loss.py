@@ -429,7 +429,7 @@ class DistillationLoss(nn.Module):
         return dict(self.weights)
 
     def forward(self, student: Answer, teacher: Answer | None, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Return the terms, unweighted, [B] each; without a teacher those that need none.
+        """Return the terms, unweighted, [B] each; without a teacher those that need none, ``bin`` of one that has bins.
 
         Args:
             student: depth and features.
@@ -442,11 +442,9 @@ class DistillationLoss(nn.Module):
             return terms
         (depth, heard), (taught, seen) = student, teacher
         levels = [feature_cosine_loss(heard[level], seen[level]) for level in self.levels]
-        return terms | {
-            "response": mse_loss(depth, taught.detach(), torch.ones_like(valid)),
-            "feature": torch.stack(levels).sum(dim=0),
-            "bin": self.bin_term(heard, seen),
-        }
+        terms["response"] = mse_loss(depth, taught.detach(), torch.ones_like(valid))
+        terms["feature"] = torch.stack(levels).sum(dim=0)
+        return terms | {"bin": self.bin_term(heard, seen)} if "edges" in seen else terms
 
     def own_terms(self, answer: Answer, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Return the terms of one network alone, [B] each: the student's, or those of a teacher that trains along."""

@@ -12,11 +12,15 @@ from lightning_fabric import Fabric
 FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
-def create_fabric(args: argparse.Namespace) -> Fabric:
+def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
     """Start the processes that the flags (or torchrun, or SLURM) ask for, and return this one's Fabric.
 
     ``--gpu_ids 0,1`` starts one process per GPU. Under torchrun the number of devices is torchrun's: Fabric on its own
     would make every process a rank 0, and all would write the same files.
+
+    Args:
+        args: the flags of ``training.options``.
+        rests: some networks of the task get no gradient in some phases.
     """
     use_cuda = torch.cuda.is_available()
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
@@ -27,7 +31,7 @@ def create_fabric(args: argparse.Namespace) -> Fabric:
         accelerator="cuda" if use_cuda else "cpu",
         devices=devices,
         num_nodes=getattr(args, "num_nodes", 1),
-        strategy="ddp" if processes > 1 else "auto",
+        strategy="auto" if processes == 1 else "ddp_find_unused_parameters_true" if rests else "ddp",
         precision=FABRIC_PRECISION[resolve_precision(args.precision)],  # type: ignore[arg-type]
     )
     fabric.launch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,7 @@ def fit(
     progress: Progress,
     plan: Plan,
     log: RunLog,
+    watched: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Train from ``progress`` on to the end of the plan, validating after each epoch.
 
@@ -82,6 +83,7 @@ def fit(
         progress: moved on in place.
         plan: lengths and callbacks.
         log: is told every step and every epoch.
+        watched: networks that are validated beside the student, for the log alone, by the name of their columns.
 
     Raises:
         TrainingError: the loss, or a gradient, is not a number: nothing of that step reached the weights. Or the last
@@ -111,6 +113,10 @@ def fit(
                 f"epoch {epoch}: the network answers the validation samples with what is not a number; the checkpoints "
                 "are those from before. Lower --learning_rate"
             )
+
+        for name, model in (watched or {}).items():
+            beside = evaluate(fabric, model, val_loader, plan.limit_val, title=f"epoch {epoch} validation, {name}")
+            metrics |= epoch_metrics(beside, f"val_{name}")
 
         progress.epoch, progress.step = epoch, epoch * steps
         is_best = metrics["val_rmse"] < progress.best  # NaN is never less
@@ -203,12 +209,12 @@ def predict(fabric: Fabric, model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.interpolate(depth, size, mode="bilinear", align_corners=False)  # [B, 1, H, W]
 
 
-def epoch_metrics(table: MetricTable) -> Row:
+def epoch_metrics(table: MetricTable, prefix: str = "val") -> Row:
     """Return a table's means as flat columns: ``val_rmse``, ..., ``val_gt_0.5_rmse``, ..."""
     columns: Row = {}
     for key, value in table.means().items():
         nested = value if isinstance(value, dict) else {"": value}
-        columns |= {"_".join(filter(None, ("val", key, name))): number for name, number in nested.items()}
+        columns |= {"_".join(filter(None, (prefix, key, name))): number for name, number in nested.items()}
     return columns
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import sys
 from pathlib import Path
@@ -118,7 +117,7 @@ class Table:
     def __init__(self, path: Path, key: str, last: int) -> None:
         self.path = path
         rows = [row for row in self.read() if row[key] <= last]
-        self._columns = list(rows[0]) if rows else []
+        self._columns = list(dict.fromkeys(key for row in rows for key in row))
         self._rewrite(rows)
 
     def read(self) -> list[Row]:
@@ -146,17 +145,17 @@ class Table:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Read a table of numbers back: whole numbers as int, the others as float, an empty cell as NaN."""
+    """Read a table of numbers back: whole numbers as int, the others as float; an empty cell is not in its row."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a row cut off by a kill is no row
-    return [{key: _number(cell) for key, cell in row.items()} for row in rows]
+    return [{key: _number(cell) for key, cell in row.items() if cell} for row in rows]
 
 
 def _number(cell: str) -> float | int:
     try:
         return int(cell)
     except ValueError:
-        return float(cell) if cell else math.nan
+        return float(cell)
 
 
 def _has_wandb_key() -> bool:

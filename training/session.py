@@ -6,6 +6,7 @@ It knows no model, no data set and no loss: those are its arguments.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import platform
 from collections.abc import Callable, Sequence
@@ -57,6 +58,7 @@ def run_training(
     val_loader: DataLoader,
     columns: Callable[[Batch, Tensor], list[Column]] = depth_columns,
     notes: Sequence[str] = (),
+    picture: str = "epoch_{:04d}.png",
 ) -> None:
     """Train ``task`` as the flags say: begin or resume the experiment, fit, save, draw.
 
@@ -68,6 +70,7 @@ def run_training(
         val_loader: the validation samples.
         columns: turns a batch and its prediction into the columns of an epoch's picture.
         notes: lines that the log begins with.
+        picture: the file name of an epoch's picture.
 
     Raises:
         UserError: before anything is written, when flags, data and checkpoint do not fit each other.
@@ -90,7 +93,7 @@ def run_training(
         task.compile()
     wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
     progress = restore_training(start, fabric, task, optimizer)
-    factor = learning_rate_factor(args.scheduler, steps * args.nb_epochs)
+    factor = learning_rate_factor(args.scheduler, steps * args.nb_epochs, task.restarts)
     scheduler = LambdaLR(optimizer, factor, last_epoch=progress.epoch * steps - 1)
     last = args.stop_after_epoch or args.nb_epochs
     if progress.epoch >= last:
@@ -124,7 +127,7 @@ def run_training(
             )
         if saves:
             save_checkpoint(state, experiment.checkpoints / f"checkpoint_{progress.epoch:04d}.pth")
-            path = experiment.results / f"epoch_{progress.epoch:04d}.png"
+            path = experiment.results / picture.format(progress.epoch)
             batch = pictured_batch(val_loader)
             prediction = loop.predict(fabric, student.eval(), fabric.to_device(batch)).cpu()
             save_grid(path, columns(batch, prediction), batch["id"], f"{args.experiment_name}, epoch {progress.epoch}")
@@ -142,7 +145,7 @@ def run_training(
     try:
         loop.fit(
             fabric, wrapped, wrapped_optimizer, scheduler, train_loader, val_loader,
-            student=student, progress=progress, plan=plan, log=log,
+            student=student, progress=progress, plan=plan, log=log, watched=task.watched(),
         )  # fmt: skip
         conclude(args, experiment, progress, log)
     except KeyboardInterrupt:
@@ -174,13 +177,21 @@ def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:
     return getattr(torch.optim, args.optimizer)(task.trainable(), **options)
 
 
-def learning_rate_factor(kind: str, total: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate as a function of the step, over ``total`` steps."""
-    if kind == "cosine":
-        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
-    if kind == "step":
-        return lambda step: 0.1 ** sum(step >= share * total for share in (0.5, 0.75))
-    return lambda step: 1.0
+def learning_rate_factor(kind: str, total: int, restarts: Sequence[float] = ()) -> Callable[[int], float]:
+    """Return the factor on the learning rate as a function of the step, over ``total`` steps.
+
+    ``restarts`` are shares of the training at which the schedule begins anew, to end at the next.
+    """
+    bounds = [0, *(round(share * total) for share in restarts), total]
+
+    def factor(step: int) -> float:
+        begin, end = next((a, b) for a, b in itertools.pairwise(bounds) if step < b or b == total)
+        share = min((step - begin) / (end - begin), 1)
+        if kind == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * share))
+        return 0.1 ** sum(share >= limit for limit in (0.5, 0.75)) if kind == "step" else 1.0
+
+    return factor
 
 
 def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimizer) -> Progress:

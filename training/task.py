@@ -28,10 +28,12 @@ class Task(nn.Module):
         student: the network that is trained, saved and evaluated.
         needs: the sample keys that ``forward`` reads.
         uses_unlabelled: whether pairs without a depth label add to the loss; if not, an epoch leaves them out.
+        restarts: shares of the training at which the schedule of the learning rate begins anew.
     """
 
     needs: ClassVar[frozenset[str]]
     uses_unlabelled: ClassVar[bool] = False
+    restarts: tuple[float, ...] = ()
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -40,6 +42,10 @@ class Task(nn.Module):
     def trainable(self) -> list[Parameter]:
         """Return the parameters that the optimiser gets."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def watched(self) -> dict[str, nn.Module]:
+        """Return the networks beside the student whose metrics stand in the CSV, by the name of their columns."""
+        return {}
 
     def guests(self) -> dict[str, Guest]:
         """Return the networks that take part without training, by attribute."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from training.depth_losses import edge_aware_smoothness, edge_loss, l1_loss, low_pass
 from training.metrics import valid_pixels
 from training.task import Batch, Guest, Task, mean_over_images, model_inputs
-from utils_distillation_loss import FeatureDistillation, ResponseDistillation
+from utils_distillation_loss import DistillationLoss, FeatureDistillation, ResponseDistillation
 
 RAMP = 0.2  # of the training: until then, ramped terms grow from 0 to their weights
 
@@ -171,3 +172,98 @@ class DistillationTask(Task):
         task, kd, feat = self.weights(progress)
         loss = task * parts["labelled"] * parts["task"] + kd * parts["response"] + feat * parts.get("feature", 0.0)
         return {"loss": loss, "depth": depth, **parts}
+
+
+class AdaBinsDistillationTask(Task):
+    """AdaBins: an ear learns from measured depth and from an eye that learns along, or has learnt before.
+
+    loss = sum of weight * term over the terms of ``utils_distillation_loss.DistillationLoss``, and while the teacher
+    trains its own ``teacher_task``, ``teacher_sparse`` and ``teacher_chamfer``. As in :class:`DistillationTask`, a
+    label weighs as much as the teacher's answer to one image: the terms that compare with measured depth count
+    ``labelled`` times, the share of the batch that has a label.
+
+    The phases follow each other: ``teacher`` trains the teacher alone, ``distill`` the student under it, ``finetune``
+    the student by measured depth alone, without a look at the picture. The schedule of the learning rate begins anew
+    with each, and a curriculum runs over ``distill`` alone.
+
+    Args:
+        student: a network that takes ``audio`` and answers with bins (``models.adabins_distillation_model``).
+        teacher: likewise of ``rgb``; None where there are no pictures, or where nobody looks at them.
+        loss: the terms and their weights.
+        frozen: the teacher does not train, but in a phase of its own.
+        phases: names and lengths, in any unit.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"audio", "depth"})  # and the pictures, where there is a teacher
+    uses_unlabelled: ClassVar[bool] = True
+    MEASURED = frozenset({"task", "chamfer"})  # the terms that compare with measured depth
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        loss: DistillationLoss,
+        *,
+        frozen: bool = False,
+        phases: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(student)
+        phases = phases or {"distill": 1.0}
+        guest = teacher is not None and frozen and "teacher" not in phases
+        self.teacher = Guest(teacher) if guest else teacher  # type: ignore[arg-type]
+        self.loss = loss
+        self.frozen = frozen
+        total = sum(phases.values())
+        ends = [end / total for end in itertools.accumulate(phases.values())]
+        self.phases = list(
+            zip(phases, [0.0, *ends[:-1]], ends, strict=True)
+        )  # name, begin, end: shares of the training
+        self.restarts = tuple(ends[:-1])
+
+    def phase_at(self, progress: float) -> tuple[str, float]:
+        """Return the phase after a share of the training in [0, 1], and the share of the phase."""
+        name, begin, end = next((phase for phase in self.phases if progress < phase[2]), self.phases[-1])
+        return name, (progress - begin) / (end - begin)
+
+    def watched(self) -> dict[str, nn.Module]:
+        """Return the teacher, whose metrics stand beside the student's."""
+        if self.teacher is None:
+            return {}
+        return {"teacher": self.teacher.model if isinstance(self.teacher, Guest) else self.teacher}
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the loss, the depth [B, 1, H, W] in metres of the network that learns, and the parts, unweighted."""
+        phase, share = self.phase_at(progress)
+        valid = valid_pixels(batch["depth"])
+        weights = self.loss.weights_at(1.0 if phase == "finetune" else share)
+        looks = self.teacher is not None and phase != "finetune"
+        learns = looks and (phase == "teacher" or not self.frozen)
+        taught = self.ask_teacher(batch, learns) if looks else None
+        heard = None if phase == "teacher" else self.student(*model_inputs(self.student, batch), return_features=True)
+
+        terms: dict[str, Tensor] = {}
+        if heard is not None:
+            terms = self.loss(heard, taught, batch["depth"], valid)
+        if learns and taught is not None:
+            own = self.loss.own_terms(taught, batch["depth"], valid)
+            terms |= {f"teacher_{term}": value for term, value in own.items()}
+            weights |= {f"teacher_{term}": self.loss.weights[term] for term in own}
+        labelled = valid.flatten(1).any(dim=1)  # [B]
+        share_labelled = mean_over_images(labelled.float())
+        parts, total = {}, []
+        for term, value in terms.items():
+            measured = term.removeprefix("teacher_") in self.MEASURED
+            parts[term] = mean_over_images(value, labelled if measured else None)
+            total.append(weights[term] * parts[term] * (share_labelled if measured else 1.0))
+        answer = heard if heard is not None else taught
+        assert answer is not None
+        return {"loss": torch.stack(total).sum(), "depth": answer[0], "labelled": share_labelled, **parts}
+
+    def ask_teacher(self, batch: Batch, learns: bool) -> Any:
+        """Return the teacher's depth and features; without a gradient, and in eval mode, unless it learns."""
+        if isinstance(self.teacher, Guest):
+            return self.teacher(batch, return_features=True)
+        assert self.teacher is not None
+        self.teacher.train(self.training and learns)
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            return self.teacher(*model_inputs(self.teacher, batch), return_features=True)

@@ -18,7 +18,10 @@ import matplotlib.pyplot as plt
 DEPTH_COLORS = matplotlib.colormaps["turbo"].with_extremes(bad="0.75")  # grey: no measurement
 ERROR_COLORS = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
 
-Column = tuple[str, str, list[Tensor]]  # title; rgb, audio, depth, disparity or error; one map per row
+NAMES = ("truth", "audio", "RGB")  # of the curves of bins (without the truth) and histograms
+COLORS = ("black", "tab:blue", "tab:orange")
+
+Column = tuple[str, str, list[Tensor]]  # title; a kind that save_grid knows; one map per row
 
 
 def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: str = "") -> None:
@@ -30,6 +33,8 @@ def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: s
             left ear beside the right one, time to the right, frequency upwards; ``depth`` and ``error`` are [1, H, W]
             in metres, where 0 (for an error: NaN) is no measurement; ``disparity`` is [1, H, W] without a unit. The
             depth maps of a row share one scale, the errors of the picture another, each disparity has its own.
+            ``bins`` [K, N + 1] shows the edges of the bins of ear and eye in metres, ``histogram`` [K, P] how often
+            each depth occurs in the truth, to the ear and to the eye (0: no measurement).
         row_titles: one per row.
         title: of the whole picture.
     """
@@ -43,7 +48,7 @@ def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: s
         deepest = max((_high(m, 100) for m in depths), default=1.0)
         for column, (heading, kind, maps) in enumerate(columns):
             axis = axes[row, column]
-            _draw(figure, axis, kind, maps[row], deepest if kind == "depth" else worst)
+            _draw(figure, axis, kind, maps[row], worst if kind == "error" else deepest)
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
@@ -60,6 +65,8 @@ def _draw(figure: Any, axis: Any, kind: str, values: Tensor, high: float) -> Non
         axis.imshow(array.transpose(1, 2, 0).clip(0, 1))
     elif kind == "audio":
         _draw_ears(axis, array)
+    elif kind in ("bins", "histogram"):
+        (_draw_bins if kind == "bins" else _draw_histogram)(axis, array, high)
     elif kind == "disparity":
         axis.imshow(array[0], cmap=DEPTH_COLORS.reversed())  # near things in the colours of near depths
     else:
@@ -84,6 +91,27 @@ def _draw_ears(axis: Any, ears: np.ndarray) -> None:
         axis.text(place, 0.97, ear, transform=axis.transAxes, color="white", fontsize=7, va="top")
 
 
+def _draw_bins(axis: Any, edges: np.ndarray, high: float) -> None:
+    """Draw the edges of several networks' bins [K, N + 1] as ticks, one row for each."""
+    axis.eventplot(
+        list(edges), lineoffsets=range(len(edges)), linelengths=0.8, linewidths=0.5, colors=COLORS[1:][: len(edges)]
+    )
+    for place, name in enumerate(NAMES[1:][: len(edges)]):
+        axis.text(0.02, place + 0.42, name, transform=axis.get_yaxis_transform(), fontsize=7)
+    axis.set_xlim(edges.min(), edges.max())
+    axis.set_ylim(-0.6, len(edges) - 0.2)
+    axis.set_xlabel(f"{edges.shape[1] - 1} bins from {edges.min():.1f} to {edges.max():.1f} m", fontsize=7)
+
+
+def _draw_histogram(axis: Any, depths: np.ndarray, high: float) -> None:
+    """Draw how often each depth occurs in several maps [K, P] (0: no measurement)."""
+    for values, name, color in zip(depths, NAMES, COLORS, strict=False):
+        measured = values[values > 0]
+        axis.hist(measured, bins=40, range=(0, high), histtype="step", density=True, label=name, color=color)
+    axis.legend(fontsize=6)
+    axis.set_xlabel(f"0 to {high:.1f} m", fontsize=7)
+
+
 def _high(values: Tensor, percentile: float) -> float:
     array = values.detach().float().cpu().numpy()
     finite = array[np.isfinite(array)]
@@ -101,7 +129,9 @@ def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
         return
     epochs = [row["epoch"] for row in rows]
     panels = {
-        "training loss and its parts": [key for key in rows[0] if key.startswith("train_")],
+        "training loss and its parts": list(
+            dict.fromkeys(key for row in rows for key in row if key.startswith("train_"))
+        ),
         "validation error [m]": ["val_rmse", "val_mae"],
         "validation, relative": ["val_abs_rel", "val_log10"],
         "validation accuracy": ["val_delta1", "val_delta2", "val_delta3"],

@@ -1,0 +1,266 @@
+"""AdaBins distillation from end to end, phase by phase, on networks of a few pixels."""
+
+import csv
+
+import pytest
+import torch
+from make_data import write_batvision_v1
+
+import evaluate
+import predict
+import train_adabins_distillation
+import train_rgb_depth
+from models import create_model
+from training.checkpoint import load_checkpoint
+from training.task import Guest
+from training.tasks import AdaBinsDistillationTask
+from utils_distillation_loss import AdaptiveDistillationLoss, DistillationLoss
+
+SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--learning_rate", 0.003)
+BINS = ("--n_bins", 8, "--attention_levels", 5)
+TASKS = {"bins": 8, "small": {"base_channels": 4, "n_bins": 8, "max_depth": 12.0}}
+main = train_adabins_distillation.main
+
+
+def arguments(rooms, output, *more):
+    given = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", output, *SMALL, *BINS)
+    return [str(x) for x in (*given, "--experiment_name", "e", *more)]
+
+
+def rows(folder, name="e"):
+    with (folder / f"results/{name}/metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def networks():
+    torch.manual_seed(0)
+    return tuple(create_model(name, **TASKS["small"]) for name in ("adabins_audio", "adabins_rgb"))
+
+
+def a_batch(labels=(True, True)):
+    generator = torch.Generator().manual_seed(1)
+    rand = lambda channels: torch.rand(len(labels), channels, 32, 32, generator=generator)  # noqa: E731
+    depth = (1 + 5 * rand(1)) * torch.tensor(labels)[:, None, None, None]
+    return {"audio": rand(2), "rgb": rand(3), "depth": depth, "id": [str(i) for i in range(len(labels))]}
+
+
+# ----------------------------------------------------------------------------------------------------------------- task
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    student, teacher = networks()
+    loss = DistillationLoss(2.0, 3.0, 5.0, 7.0, 11.0, 13.0)
+    out = AdaBinsDistillationTask(student, teacher, loss)(a_batch((True, False)), 0.0)
+    weights = {"task": 2 / 2, "response": 3, "feature": 5, "bin": 7, "sparse": 11, "chamfer": 13 / 2,
+               "teacher_task": 2 / 2, "teacher_sparse": 11, "teacher_chamfer": 13 / 2}  # fmt: skip
+    assert set(out) == {"loss", "depth", "labelled", *weights}
+    assert out["labelled"].item() == 0.5
+    assert out["loss"].item() == pytest.approx(sum(w * out[key].item() for key, w in weights.items()), rel=1e-5)
+
+
+def gradients(task, progress):
+    task.train()
+    task.zero_grad()
+    task(a_batch(), progress)["loss"].backward()
+    teacher = task.teacher.model if isinstance(task.teacher, Guest) else task.teacher
+    return tuple(any(p.grad is not None and p.grad.any() for p in net.parameters()) for net in (task.student, teacher))
+
+
+def test_who_learns_in_which_phase():
+    for frozen in (False, True):
+        phases = {"teacher": 1, "distill": 2, "finetune": 1}
+        task = AdaBinsDistillationTask(*networks(), DistillationLoss(), frozen=frozen, phases=phases)
+        assert task.restarts == (0.25, 0.75)
+        assert [task.phase_at(p)[0] for p in (0, 0.24, 0.25, 0.74, 0.75, 1)] == [
+            "teacher", "teacher", "distill", "distill", "finetune", "finetune"
+        ]  # fmt: skip
+        assert gradients(task, 0.1) == (False, True)
+        assert gradients(task, 0.5) == (True, not frozen)
+        assert task.teacher.training is not frozen
+        assert gradients(task, 0.9) == (True, False)
+    frozen = AdaBinsDistillationTask(*networks(), DistillationLoss(), frozen=True)
+    assert isinstance(frozen.teacher, Guest)
+    assert gradients(frozen, 0.0) == (True, False)
+
+
+def test_the_curriculum_runs_over_the_distillation_alone():
+    task = AdaBinsDistillationTask(
+        *networks(), AdaptiveDistillationLoss(), phases={"teacher": 1, "distill": 2, "finetune": 1}
+    )
+    task.eval()
+    for progress, weights in ((0.25, (0.5, 1.0, 0.5, 0.5)), (0.5, (0.75, 0.65, 1 - 0.25 * 0.3 / 0.4, 0.35))):
+        out = task(a_batch(), progress)
+        own = out["teacher_task"] + 0.1 * (out["sparse"] + out["teacher_sparse"])
+        parts = zip(("task", "response", "feature", "bin"), weights, strict=True)
+        assert out["loss"].item() == pytest.approx(sum(w * out[k].item() for k, w in parts) + own.item(), rel=1e-4)
+    out = task(a_batch(), 0.9)
+    assert out["loss"].item() == pytest.approx((out["task"] + 0.1 * out["sparse"]).item(), rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------------- script
+
+
+@pytest.fixture(scope="module")
+def eye(rooms, tmp_path_factory):
+    """A teacher that has learnt in a phase of its own."""
+    folder = tmp_path_factory.mktemp("eye")
+    main(arguments(rooms, folder, "--phase", "teacher", "--nb_epochs", 2))
+    return folder / "checkpoints/e/best_model.pth"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--nb_epochs", 3, "--use_adaptive_loss", "--bin_loss", "widths"),
+        ("--phase", "all", "--phase_epochs", "1,1,1", "--freeze_rgb", "--bin_loss", "wasserstein"),
+    ],
+)
+def test_a_stopped_run_ends_as_the_unbroken_one(flags, rooms, tmp_path):
+    ends = []
+    for folder, sessions in (("unbroken", [()]), ("stopped", [("--stop_after_epoch", 2), ("--resume",)])):
+        for more in sessions:
+            main(arguments(rooms, tmp_path / folder, "--save_frequency", 3, "--augment", *flags, *more))
+        ends.append(load_checkpoint(tmp_path / folder / "checkpoints/e/last.pth"))
+    unbroken = ends[0]
+    assert unbroken["model"]["name"] == "adabins_audio"
+    assert not [key for key in unbroken["model_state_dict"] if key.startswith(("rgb.", "teacher."))]
+    for part in ("model_state_dict", ("training", "task_state_dict")):
+        one, two = (end[part] if isinstance(part, str) else end[part[0]][part[1]] for end in ends)
+        assert one and all(torch.equal(two[key], value) for key, value in one.items())
+    assert rows(tmp_path / "unbroken") == rows(tmp_path / "stopped")
+    assert (tmp_path / "stopped/results/e/epoch_0003_distill.png").stat().st_size > 10_000
+    assert (tmp_path / "stopped/results/e/curves.png").is_file()
+
+
+def test_both_networks_metrics_stand_in_the_csv(rooms, tmp_path):
+    main(arguments(rooms, tmp_path, "--nb_epochs", 2, "--lambda_chamfer", 0.1, "--export_student"))
+    row = rows(tmp_path)[-1]
+    for key in ("train_task", "train_response", "train_feature", "train_bin", "train_sparse", "train_chamfer",
+                "train_teacher_task", "val_rmse", "val_delta1", "val_teacher_rmse", "val_teacher_delta1"):  # fmt: skip
+        assert float(row[key]) >= 0
+    student = torch.load(tmp_path / "checkpoints/e/student.pth", weights_only=True)
+    assert "training" not in student
+    ear = create_model("adabins_audio", **student["model"]["config"])
+    ear.load_state_dict(student["model_state_dict"])
+
+
+def test_the_student_needs_no_teacher_in_use(rooms, tmp_path, run_cli):
+    main(arguments(rooms, tmp_path, "--nb_epochs", 1))
+    best = tmp_path / "checkpoints/e/best_model.pth"
+    code, out, _ = run_cli(evaluate.main, "--checkpoint", best, "--output_dir", tmp_path, "--num_workers", 0)
+    assert code == 0 and "mean_map" in out
+    recordings = next(rooms.rglob("audio"))
+    code, out, _ = run_cli(predict.main, "--checkpoint", best, "--audio", recordings, "--output", tmp_path / "depth")
+    assert code == 0 and list((tmp_path / "depth").glob("*.npy"))
+
+
+def test_a_frozen_teacher_stays_as_it_is_to_the_bit(rooms, eye, tmp_path):
+    before = eye.read_bytes()
+    main(arguments(rooms, tmp_path, "--nb_epochs", 2, "--freeze_rgb", "--teacher_checkpoint", eye))
+    assert eye.read_bytes() == before
+    assert len({row["val_teacher_rmse"] for row in rows(tmp_path)}) == 1
+    state = load_checkpoint(tmp_path / "checkpoints/e/last.pth")["training"]["task_state_dict"]
+    assert set(state) == {"teacher.fingerprint"}
+    teacher = load_checkpoint(eye)
+    model = create_model("adabins_rgb", **teacher["model"]["config"])
+    model.load_state_dict(teacher["model_state_dict"])
+    assert torch.equal(Guest(model).fingerprint, state["teacher.fingerprint"])
+
+
+def test_a_teacher_that_goes_on_learning(rooms, eye, tmp_path):
+    main(arguments(rooms, tmp_path, "--nb_epochs", 1, "--teacher_checkpoint", eye))
+    assert "adabins_rgb, epoch" in (tmp_path / "logs/e/console.log").read_text()
+    first = load_checkpoint(eye)["model_state_dict"]
+    state = load_checkpoint(tmp_path / "checkpoints/e/last.pth")["training"]["task_state_dict"]
+    assert any(not torch.equal(state[f"teacher.{key}"], value) for key, value in first.items())
+
+
+def test_the_rgb_teacher_may_teach_without_bins(rooms, tmp_path, run_cli):
+    small = [str(x) for x in ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, *SMALL)]
+    train_rgb_depth.main([*small, "--experiment_name", "unet", "--nb_epochs", "1"])
+    unet = tmp_path / "checkpoints/unet/best_model.pth"
+    main(arguments(rooms, tmp_path, "--nb_epochs", 1, "--freeze_rgb", "--teacher_checkpoint", unet))
+    assert "train_bin" not in rows(tmp_path)[0] and float(rows(tmp_path)[0]["train_response"]) > 0
+    assert "no bins" in (tmp_path / "logs/e/console.log").read_text()
+    flags = ("--nb_epochs", 1, "--freeze_rgb", "--teacher_checkpoint", unet, "--lambda_bin", 1, "--overwrite")
+    code, _, errors = run_cli(main, *arguments(rooms, tmp_path, *flags))
+    assert code == 2 and "--lambda_bin" in errors
+    main(arguments(rooms, tmp_path, "--nb_epochs", 1, "--teacher_checkpoint", unet, "--overwrite"))
+    assert "bins begin anew" in (tmp_path / "logs/e/console.log").read_text()
+    main(arguments(rooms, tmp_path, "--nb_epochs", 1, "--use_pretrained_rgb", unet, "--overwrite"))
+    assert "unet encoder begins with" in (tmp_path / "logs/e/console.log").read_text()
+
+
+def test_fine_tuning_goes_on_without_pictures(rooms, tmp_path):
+    main(arguments(rooms, tmp_path, "--nb_epochs", 1))
+    main(
+        arguments(
+            rooms, tmp_path, "--nb_epochs", 1, "--phase", "finetune", "--init_from", "e", "--experiment_name", "f"
+        )
+    )
+    row = rows(tmp_path, "f")[0]
+    assert {key for key in row if key.startswith("train_")} == {
+        "train_loss", "train_labelled", "train_task", "train_sparse"
+    }  # fmt: skip
+
+
+def test_a_data_set_without_pictures(tmp_path, run_cli):
+    write_batvision_v1(tmp_path / "v1", camera=False)
+    flags = ("--dataset", "batvisionv1", "--nb_epochs", 1)
+    main(arguments(tmp_path / "v1", tmp_path, *flags))
+    assert "warning: batvisionv1 has no pictures here" in (tmp_path / "logs/e/console.log").read_text()
+    assert "train_response" not in rows(tmp_path)[0]
+    code, _, errors = run_cli(main, *arguments(tmp_path / "v1", tmp_path, *flags, "--phase", "teacher", "--overwrite"))
+    assert code == 2 and "no pictures" in errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--freeze_rgb",), "--phase teacher"),
+        (("--use_adaptive_loss", "--lambda_task", 1), "--lambda_task"),
+        (("--use_adaptive_loss", "--lambda_bin", 1), "--lambda_bin"),
+        (("--bin_loss", "wasserstein", "--temperature", 2), "--temperature"),
+        (("--lambda_bin", 0, "--temperature", 2), "--temperature"),
+        (("--lambda_bin", 0, "--bin_loss", "widths"), "--bin_loss"),
+        (("--fixed_bins", "--bin_loss", "widths"), "--bin_loss"),
+        (("--fixed_bins", "--lambda_chamfer", 1), "--lambda_chamfer"),
+        (("--lambda_feature", 0, "--feature_levels", "x1"), "--feature_levels"),
+        (("--feature_levels", "x6"), "x1 x2"),
+        (("--phase_epochs", "1,2,3"), "--phase all"),
+        (("--phase", "all", "--phase_epochs", "1,2,3", "--nb_epochs", 7), "--phase_epochs"),
+        (("--phase", "all", "--nb_epochs", 2), "--nb_epochs"),
+        (("--phase", "finetune", "--lambda_response", 1), "--lambda_response"),
+        (("--phase", "finetune", "--teacher_checkpoint", "x.pth"), "--teacher_checkpoint"),
+        (("--phase", "finetune", "--use_pretrained_rgb", "imagenet"), "--use_pretrained_rgb"),
+        (("--phase", "finetune", "--freeze_rgb"), "--freeze_rgb"),
+        (("--phase", "teacher", "--export_student"), "--export_student"),
+        (("--teacher_checkpoint", "x.pth", "--use_pretrained_rgb", "imagenet"), "--use_pretrained_rgb"),
+        (("--teacher_checkpoint", "nowhere.pth"), "nowhere.pth"),
+        (("--use_pretrained_rgb", "nowhere.pth"), "nowhere.pth"),
+        (("--n_bins", 1), "--n_bins"),
+        (("--phase", "all", "--phase_epochs", "1,2"), "--phase_epochs"),
+    ],
+)
+def test_flags_that_are_refused(flags, named, rooms, tmp_path, run_cli):
+    code, _, errors = run_cli(main, *arguments(rooms, tmp_path, *flags))
+    assert code == 2
+    assert named in errors
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_teacher_of_other_bins_is_refused(rooms, eye, tmp_path, run_cli):
+    flags = ("--freeze_rgb", "--teacher_checkpoint", eye, "--n_bins", 9)
+    code, _, errors = run_cli(main, *arguments(rooms, tmp_path, *flags))
+    assert code == 2 and "n_bins=8 (asked for: 9)" in errors
+
+
+def test_the_defaults_of_the_documents():
+    args = vars(train_adabins_distillation.create_parser().parse_args([]))
+    expected = {"batch_size": 64, "learning_rate": 1e-3, "n_bins": 128, "base_channels": 64, "nb_epochs": 200,
+                "lambda_sparse": 0.1, "phase": "distill", "dataset": "batvisionv2"}  # fmt: skip
+    assert {key: args[key] for key in expected} == expected
+    assert train_adabins_distillation.TEACHING | {"feature_levels": None, "bin_loss": None} == {
+        "lambda_response": 0.5, "lambda_feature": 0.3, "lambda_bin": 0.2, "temperature": 4.0,
+        "feature_levels": None, "bin_loss": None,
+    }  # fmt: skip
