@@ -27,7 +27,8 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 # The story in small: depth is dear, so only a tenth of the robot's recordings have it; pictures and echoes are cheap. A
 # teacher of pictures, trained on other rooms, fills in. Both students take equally many steps.
 SMALL := --dataset simulated --image_size 64 --base_channels 16 --num_workers 2 --augment --save_frequency 10 --overwrite --seed $(SEED)
-EARS := $(SMALL) --dataset_dir $(ROOMS) --label_fraction 0.1 --attention_levels 4 5
+EARS := $(SMALL) --dataset_dir $(ROOMS) --label_fraction 0.1 --attention_levels 4 5 \
+  --batch_size 16 --nb_epochs 16 --steps_per_epoch 37
 BEST := best_model.pth
 
 demo: install  ## an eye teaches an ear on simulated rooms: about five minutes on two quiet cores; SEED=0
@@ -35,8 +36,8 @@ demo: install  ## an eye teaches an ear on simulated rooms: about five minutes o
 	$(RUN) simulate_rooms.py --output $(OTHER_ROOMS) --train 600 --val 80 --test 0 --image_size 64 --seed 1
 	$(RUN) train_rgb_depth.py $(SMALL) --dataset_dir $(OTHER_ROOMS) --batch_size 32 --learning_rate 0.002 \
 	  --nb_epochs 25 --experiment_name demo_teacher
-	$(RUN) train_binaural_attention.py $(EARS) --batch_size 8 --nb_epochs 80 --experiment_name demo_audio
-	$(RUN) train_distillation.py $(EARS) --batch_size 16 --nb_epochs 16 --experiment_name demo_distilled \
+	$(RUN) train_binaural_attention.py $(EARS) --experiment_name demo_audio
+	$(RUN) train_distillation.py $(EARS) --experiment_name demo_distilled \
 	  --teacher_checkpoint checkpoints/demo_teacher/$(BEST)
 	$(RUN) evaluate.py --dataset simulated --dataset_dir $(ROOMS) --split test --num_workers 2 \
 	  --checkpoint checkpoints/demo_teacher/$(BEST) checkpoints/demo_audio/$(BEST) checkpoints/demo_distilled/$(BEST) \
