@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from errors import TrainingError, run_script
+from errors import OptionError, TrainingError, run_script
 from training import options
 
 HERE = Path(__file__).resolve().parent.parent
@@ -144,7 +144,11 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not trained, score, print a Markdown table."""
     args = create_parser().parse_args(argv)
-    rows = [row for row in SUITES[args.suite]() if not args.only or row.name in args.only or row is TEACHER]
+    args.dataset_dir, args.output_dir = args.dataset_dir.resolve(), args.output_dir.resolve()
+    suite = SUITES[args.suite]()
+    for name in set(args.only or ()) - {row.name for row in suite}:
+        raise OptionError(f"--only {name!r}: the rows of {args.suite} are {', '.join(row.name for row in suite)}")
+    rows = [row for row in suite if not args.only or row.name in args.only or row is TEACHER]
     taught = [row for row in rows if row.teacher]
     for wave in ([row for row in rows if not row.teacher], taught):  # teachers before those whom they teach
         with ThreadPoolExecutor(args.jobs) as pool:
@@ -153,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures = score(args, rows)
         print(table(figures))
         if args.json:
-            settings = {"suite": args.suite, "split": args.split, "threads": os.cpu_count(), "torch": torch.__version__}
+            settings = {"suite": args.suite, "split": args.split, "jobs": args.jobs, "torch": torch.__version__}
             args.json.write_text(json.dumps({"settings": settings, "rmse": figures}, indent=2) + "\n")
 
 

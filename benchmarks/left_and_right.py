@@ -66,6 +66,7 @@ def predict_both_ways(args: argparse.Namespace, path: Path) -> dict[str, Tensor]
         name=trained["dataset"],
         dataset_dir=args.dataset_dir or trained["dataset_dir"],
         split=args.split,
+        holdout_location=trained.get("holdout_location"),
         modalities={*model.inputs, "depth"},
         **{key: preprocessing[key] for key in ("image_size", "max_depth", "min_depth", "resample", "audio_format")},
     )

@@ -88,7 +88,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         if not self.steps:
             return self._pass(self.epoch)[: self._end()]
         length, rows = self.steps * self.batch_size, len(self.indices)
-        first = (self.epoch - 1) * length  # of all that the run draws
+        first = max(self.epoch - 1, 0) * length  # of all that the run draws
         passes = range(first // rows, (first + length - 1) // rows + 1)
         skipped = first - passes[0] * rows
         return [pair for number in passes for pair in self._pass(number + 1)][skipped : skipped + length]
