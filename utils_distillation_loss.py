@@ -187,12 +187,12 @@ def shared_support_loss(
 def _on_support(choice: Tensor, centres: Tensor, between: tuple[float | Tensor, float | Tensor]) -> Tensor:
     """Logits [B, N, H, W] over bins at [B, N] metres -> log-probabilities on the support, [B, S, H * W]."""
     low, high = between
-    support = torch.arange(SUPPORT, device=choice.device, dtype=torch.float32)
-    place = ((centres.float() - low) / (high - low) * (SUPPORT - 1)).clamp(0, SUPPORT - 1)  # [B, N], in steps
-    split = (1 - (place[:, None] - support[:, None]).abs()).clamp(min=0)  # [B, S, N], of which two are above 0
-    kernel = torch.exp(-(support[:, None] - support).abs() / 2)  # [S, S]
-    spread = (kernel / kernel.sum(dim=0)) @ split  # [B, S, N]; a column sums up to 1
     with torch.autocast(choice.device.type, enabled=False):
+        support = torch.arange(SUPPORT, device=choice.device, dtype=torch.float32)
+        place = ((centres.float() - low) / (high - low) * (SUPPORT - 1)).clamp(0, SUPPORT - 1)  # [B, N], in steps
+        split = (1 - (place[:, None] - support[:, None]).abs()).clamp(min=0)  # [B, S, N], of which two are above 0
+        kernel = torch.exp(-(support[:, None] - support).abs() / 2)  # [S, S]
+        spread = (kernel / kernel.sum(dim=0)) @ split  # [B, S, N]; a column sums up to 1
         return (spread @ choice.float().softmax(dim=1).flatten(2)).log()
 
 
@@ -422,7 +422,7 @@ class DistillationLoss(nn.Module):
         self.temperature = temperature
         self.bin_loss = bin_loss
         self.task_loss = task_loss
-        self.levels = tuple(levels)
+        self.levels = tuple(dict.fromkeys(levels))
 
     def weights_at(self, progress: float) -> dict[str, float]:
         """Return the weight of each term after a share of the training in [0, 1]."""

@@ -1,6 +1,7 @@
 """Distillation: what the task learns from whom, and the script from end to end, on networks of a few pixels."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,32 @@ def test_holes_and_unlabelled_images_learn_from_the_teacher_alone():
     assert torch.allclose(gradient[0, :, :16], to_teacher[0, :, :16]), "a hole: the teacher"
     to_label = (out["depth"] - batch["depth"]).sign() / (pixels / 2) / 2  # the mean over valid pixels, one of 2 images
     assert torch.allclose(gradient[0, :, 16:], (to_teacher + to_label)[0, :, 16:])
+
+
+def gradient_of_a_process(rank, world, port, labels, path):
+    """Save the gradient of one process's share of a batch, averaged over the processes as DDP does."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    student, teacher = Ear(), RGBDepthNet(base_channels=4)
+    task = DistillationTask(student, teacher, ResponseDistillation()).eval()
+    batch = a_batch(labels)
+    task({key: value[rank::world] for key, value in batch.items()}, 0.0)["loss"].backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
+    torch.distributed.all_reduce(gradient)
+    if rank == 0:
+        torch.save(gradient / world, path)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_does_wherever_the_labels_are(tmp_path):
+    labels = (True, False, True, False)  # the first process has them all
+    gradients = []
+    for world in (1, 2):
+        path = tmp_path / f"{world}.pt"
+        torch.multiprocessing.spawn(gradient_of_a_process, (world, 29500 + os.getpid() % 2000, labels, path), world)
+        gradients.append(torch.load(path))
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_no_label_at_all_is_no_reason_to_stop():

@@ -162,25 +162,28 @@ class DistillationTask(Task):
             }
         valid = valid_pixels(batch["depth"])
         labelled = valid.flatten(1).any(dim=1)  # [B]
+        measured = l1_loss(depth, batch["depth"], valid)  # [B], 0 without a label
         parts = {
-            "task": mean_over_images(l1_loss(depth, batch["depth"], valid), labelled),
+            "task": mean_over_images(measured, labelled),
             "labelled": mean_over_images(labelled.float()),
             "response": mean_over_images(self.response(depth, taught)),
         }
         if matched:
             parts |= {"feature": torch.stack(list(matched.values())).sum(), **matched}
         task, kd, feat = self.weights(progress)
-        loss = task * parts["labelled"] * parts["task"] + kd * parts["response"] + feat * parts.get("feature", 0.0)
+        # Over all images at once: of several processes, each may have another share of the labels.
+        loss = task * mean_over_images(measured) + kd * parts["response"] + feat * parts.get("feature", 0.0)
         return {"loss": loss, "depth": depth, **parts}
 
 
 class AdaBinsDistillationTask(Task):
     """AdaBins: an ear learns from measured depth and from an eye that learns along, or has learnt before.
 
-    loss = sum of weight * term over the terms of ``utils_distillation_loss.DistillationLoss``, and while the teacher
-    trains its own ``teacher_task``, ``teacher_sparse`` and ``teacher_chamfer``. As in :class:`DistillationTask`, a
-    label weighs as much as the teacher's answer to one image: the terms that compare with measured depth count
-    ``labelled`` times, the share of the batch that has a label.
+    loss = sum of weight * term over the terms of ``utils_distillation_loss.DistillationLoss``. As in
+    :class:`DistillationTask`, a label weighs as much as the teacher's answer to one image: under a teacher, the terms
+    that compare with measured depth count ``labelled`` times, the share of the batch that has a label. Where measured
+    depth alone teaches, images without a label do not count: for the student in ``finetune``, and for a teacher that
+    trains, with ``teacher_task`` (of weight 1), ``teacher_sparse`` and ``teacher_chamfer``.
 
     The phases follow each other: ``teacher`` trains the teacher alone, ``distill`` the student under it, ``finetune``
     the student by measured depth alone, without a look at the picture. The schedule of the learning rate begins anew
@@ -247,17 +250,21 @@ class AdaBinsDistillationTask(Task):
         if learns and taught is not None:
             own = self.loss.own_terms(taught, batch["depth"], valid)
             terms |= {f"teacher_{term}": value for term, value in own.items()}
-            weights |= {f"teacher_{term}": self.loss.weights[term] for term in own}
+            weights |= {f"teacher_{term}": self.loss.weights[term] for term in own} | {"teacher_task": 1.0}
         labelled = valid.flatten(1).any(dim=1)  # [B]
-        share_labelled = mean_over_images(labelled.float())
+        alone = phase != "distill" or taught is None  # nothing but measured depth teaches: the labelled images count
         parts, total = {}, []
         for term, value in terms.items():
-            measured = term.removeprefix("teacher_") in self.MEASURED
+            untaught = alone or term.startswith("teacher_")
+            measured = untaught or term in self.MEASURED
             parts[term] = mean_over_images(value, labelled if measured else None)
-            total.append(weights[term] * parts[term] * (share_labelled if measured else 1.0))
+            # Over all images at once: of several processes, each may have another share of the labels.
+            over_all = mean_over_images(torch.where(labelled, value, 0.0)) if measured and not untaught else parts[term]
+            total.append(weights[term] * over_all)
         answer = heard if heard is not None else taught
         assert answer is not None
-        return {"loss": torch.stack(total).sum(), "depth": answer[0], "labelled": share_labelled, **parts}
+        parts["labelled"] = mean_over_images(labelled.float())
+        return {"loss": torch.stack(total).sum(), "depth": answer[0], **parts}
 
     def ask_teacher(self, batch: Batch, learns: bool) -> Any:
         """Return the teacher's depth and features; without a gradient, and in eval mode, unless it learns."""
