@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataloaders import DepthDataset, create_dataset, create_training_data
 from errors import CheckpointError, OptionError, run_script
@@ -32,13 +32,19 @@ from utils_distillation_loss import (
 
 PHASES = ("teacher", "distill", "finetune")
 NB_EPOCHS = 200
+STAGES = {
+    "teacher": "adabins_teacher",
+    "distill": "adabins_distill",
+    "finetune": "adabins_finetune",
+    "all": "adabins_distill",
+}
 # Flags that are None in the parser, so that one given in vain is refused; these are the defaults of the others.
 TEACHING: dict[str, Any] = {
     "lambda_response": 0.5,
     "lambda_feature": 0.3,
     "lambda_bin": 0.2,
     "temperature": TEMPERATURE,
-    "bin_loss": "shared_support",
+    "bin_loss": "widths",
     "feature_levels": ["x1", "x2", "x3", "x4", "x5"],
 }
 BIN_FLAGS = {"lambda_bin", "bin_loss", "temperature"}
@@ -103,7 +109,7 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="W",
         help="of centres to measured depth",
     )
-    group.add_argument("--bin_loss", choices=BIN_LOSSES, help="(default: shared_support)")
+    group.add_argument("--bin_loss", choices=BIN_LOSSES, help="(default: widths)")
     group.add_argument(
         "--temperature", type=options.positive_float, metavar="T", help="of the bins' distributions (default: 4.0)"
     )
@@ -118,6 +124,7 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_optimization_options(parser, learning_rate=1e-3)
     options.add_experiment_options(parser, wandb_project="batvision-depth-estimation")
     options.add_run_options(parser)
+    parser.set_defaults(nb_epochs=None)
     return parser
 
 
@@ -131,22 +138,35 @@ def epochs_of_phases(text: str) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, fit."""
-    args = options.parse_training_options(create_parser(), "adabins_distill", argv)
+    args = create_parser().parse_args(argv)
     given = check_options(args)
+    options.check_training_options(args, STAGES[args.phase])
     fabric = create_fabric(args, rests=args.phase == "all")
     data = options.dataset_options(args)
-    sees = can_see(data) and args.phase != "finetune"
+    sees = args.phase != "finetune" and can_see(data)
     modalities = {"depth", *(["rgb"] if sees else []), *(["audio"] if args.phase != "teacher" else [])}
     datasets, loaders = create_training_data(
         modalities, data, only_labelled=not sees or args.phase == "teacher", **options.loader_options(args, fabric)
     )
     notes = []
     if not sees and args.phase != "finetune":
+        for flag in ("freeze_rgb", "teacher_checkpoint", "use_pretrained_rgb"):
+            if getattr(args, flag):
+                raise OptionError(f"--{flag} has no effect: --dataset {args.dataset} has no pictures here")
         notes.append(f"warning: {args.dataset} has no pictures here: the ear learns from measured depth alone")
     seed_weights(args.seed)
     student, teacher = create_networks(args, datasets["train"], sees, notes)
     if args.freeze_rgb and teacher is not None and teacher.name == "rgb_depth" and given & BIN_FLAGS:
         raise OptionError(f"--{min(given & BIN_FLAGS)} has no effect: {args.teacher_checkpoint} has no bins to teach")
+    if not datasets["train"].labelled.any() and not (args.freeze_rgb and args.teacher_checkpoint and teacher):
+        raise OptionError(
+            "no training pair has depth, so that only a teacher that has learnt elsewhere can teach: --freeze_rgb with "
+            "--teacher_checkpoint"
+        )
+    if teacher is not None and args.init_from and not args.teacher_checkpoint:
+        notes.append(
+            "warning: --init_from brings the ear alone, and its teacher begins anew; --teacher_checkpoint brings one"
+        )
     phases = dict(zip(PHASES, args.phase_epochs, strict=True)) if args.phase == "all" and sees else None
     if teacher is None:
         phases = {"finetune": 1.0}
@@ -155,8 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, fabric, task, loaders["train"], loaders["val"],
         columns=columns_with(student, teacher, fabric), notes=notes, picture="epoch_{:04d}_distill.png",
     )  # fmt: skip
-    if args.export_student and fabric.is_global_zero:
-        export_student(args)
+    if fabric.is_global_zero:
+        keep_networks(args, teacher)
 
 
 def check_options(args: argparse.Namespace) -> set[str]:
@@ -206,16 +226,23 @@ def check_phases(args: argparse.Namespace) -> None:
         total = sum(args.phase_epochs)
         if args.phase != "all":
             raise OptionError("--phase_epochs has no effect without --phase all")
-        if args.nb_epochs not in (NB_EPOCHS, total):
+        if args.nb_epochs not in (None, total):
             raise OptionError(f"--nb_epochs {args.nb_epochs}: --phase_epochs sums up to {total}; give one of the two")
         args.nb_epochs = total
-    elif args.phase == "all":
+    if args.nb_epochs is None:
+        args.nb_epochs = NB_EPOCHS
+    if args.phase == "all" and args.phase_epochs is None:
         if args.nb_epochs < len(PHASES):
             raise OptionError(
                 f"--nb_epochs {args.nb_epochs}: --phase all takes one for each of its {len(PHASES)} phases"
             )
         quarter = max(1, args.nb_epochs // 4)
         args.phase_epochs = [quarter, args.nb_epochs - 2 * quarter, quarter]
+    if args.phase in ("teacher", "finetune") and args.lambda_task == 0:
+        raise OptionError(f"--lambda_task 0 leaves nothing to learn in --phase {args.phase}")
+    for flag in ("attention_levels", "compress_input", "audio_format", "resample") if args.phase == "teacher" else ():
+        if getattr(args, flag) != create_parser().get_default(flag):
+            raise OptionError(f"--{flag} has no effect in --phase teacher, in which nobody listens")
     if args.phase == "teacher" and args.export_student:
         raise OptionError("--export_student: --phase teacher trains no student")
     if args.phase in ("teacher", "finetune") and args.teacher_checkpoint:
@@ -234,7 +261,9 @@ def check_phases(args: argparse.Namespace) -> None:
 
 def can_see(data: dict[str, Any]) -> bool:
     """Return whether the data set has pictures, in training and in validation."""
-    return all("rgb" in create_dataset(**data, split=split, modalities=None).supplied for split in ("train", "val"))
+    return all(
+        "rgb" in create_dataset(**data, split=split, modalities={"depth"}).supplied for split in ("train", "val")
+    )
 
 
 def create_networks(
@@ -299,7 +328,7 @@ def create_teacher(args: argparse.Namespace, shared: dict[str, Any], notes: list
     )
     if before.name == "adabins_rgb":
         return before
-    if args.freeze_rgb:
+    if args.freeze_rgb and args.phase != "all":
         notes.append("this teacher has no bins: what it teaches is its depth and its features")
         return before
     model = create_model("adabins_rgb", **shared)
@@ -321,7 +350,7 @@ def create_loss(args: argparse.Namespace) -> DistillationLoss:
 
 
 def columns_with(
-    student: DepthModel, teacher: nn.Module | None, fabric: Fabric
+    student: DepthModel, teacher: DepthModel | None, fabric: Fabric
 ) -> Callable[[Batch, Tensor], list[Column]]:
     """Return the panels of an epoch's picture: what is heard and seen, the truth, both answers, the error, the bins."""
 
@@ -332,29 +361,41 @@ def columns_with(
 
     def columns(batch: Batch, prediction: Tensor) -> list[Column]:
         *before, predicted, error = depth_columns(batch, prediction)
-        answers = [ask(model, batch) for model in (student, teacher) if model is not None]
+        networks: list[Any] = [model for model in (student, teacher) if model is not None]
+        answers = [ask(model, batch) for model in networks]
         panels: list[Column] = [*before, (f"{student.inputs[0]} prediction", *predicted[1:])]
         if teacher is not None:
             panels.append(("RGB prediction", "depth", list(answers[1][0].float().cpu())))
-        edges = [features["edges"].flatten(1).float().cpu() for _, features in answers if "edges" in features]
-        maps = [batch["depth"], *(depth.float().cpu() for depth, _ in answers)]
-        count = range(len(prediction))
+        by_sense = {model.inputs[0]: answer for model, answer in zip(networks, answers, strict=True)}
+        none = answers[0][1]["edges"].flatten(1).float().cpu() * torch.nan  # [B, N + 1]
+        edges, maps = [], [batch["depth"]]
+        for sense in ("audio", "rgb"):
+            depth, features = by_sense.get(sense, (torch.zeros_like(prediction), {}))
+            edges.append(features["edges"].flatten(1).float().cpu() if "edges" in features else none)
+            maps.append(depth.float().cpu())
         return [
             *panels,
             error,
-            ("bins", "bins", [torch.stack([network[i] for network in edges]) for i in count]),
-            ("depth histogram", "histogram", [torch.stack([depth[i].flatten() for depth in maps]) for i in count]),
+            ("bins", "bins", list(torch.stack(edges, dim=1))),  # [2, N + 1] each
+            ("depth histogram", "histogram", list(torch.stack(maps, dim=1).flatten(2))),  # [3, H * W] each
         ]
 
     return columns
 
 
-def export_student(args: argparse.Namespace) -> None:
-    """Write the best student alone, for those who only listen: ``checkpoints/<experiment>/student.pth``."""
+def keep_networks(args: argparse.Namespace, teacher: DepthModel | None) -> None:
+    """Write a teacher that learnt along to ``teacher.pth``, and on request the best student to ``student.pth``."""
     folder = args.output_dir / "checkpoints" / args.experiment_name
-    best = load_checkpoint(folder / "best_model.pth")
-    save_checkpoint({key: value for key, value in best.items() if key != "training"}, folder / "student.pth")
-    print(f"student, without its teacher: {folder / 'student.pth'}")
+    last = {key: value for key, value in load_checkpoint(folder / "last.pth").items() if key != "training"}
+    if teacher is not None and any(parameter.requires_grad for parameter in teacher.parameters()):
+        weights = {key: value.cpu() for key, value in teacher.state_dict().items()}
+        as_saved = {"model": {"name": teacher.name, "config": teacher.config}, "model_state_dict": weights}
+        save_checkpoint(last | as_saved, folder / "teacher.pth")
+        print(f"teacher: {folder / 'teacher.pth'}")
+    if args.export_student:
+        best = folder / "best_model.pth"
+        save_checkpoint(load_checkpoint(best) if best.is_file() else last, folder / "student.pth")
+        print(f"student alone: {folder / 'student.pth'}")
 
 
 if __name__ == "__main__":

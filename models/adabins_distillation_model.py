@@ -43,7 +43,7 @@ class AdaBinsEncoder(nn.Module):
         base_channels: int,
         *,
         rgb_encoder: str = "unet",
-        attention_levels: Sequence[int] = (4, 5),
+        attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
     ) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class AdaBinsNet(DepthModel):
 
 
 class AdaBinsAudioNet(AdaBinsNet):
-    """The student: depth from echoes. See :class:`AdaBinsNet`; 38.9 M parameters at ``base_channels=64``."""
+    """The student: depth from echoes. See :class:`AdaBinsNet`; 38.2 M parameters at ``base_channels=64``."""
 
     name = "adabins_audio"
     inputs = ("audio",)
@@ -262,7 +262,7 @@ class AdaBinsAudioNet(AdaBinsNet):
         self,
         base_channels: int = 64,
         *,
-        attention_levels: Sequence[int] = (4, 5),
+        attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
         **config: Any,
     ) -> None:
@@ -312,7 +312,7 @@ def create_adabins_distillation_model(
     n_bins: int = 128,
     use_pretrained_rgb: bool | str | Path = False,
     *,
-    attention_levels: Sequence[int] = (4, 5),
+    attention_levels: Sequence[int] = (2, 3, 4, 5),
     compress_input: bool = True,
     **config: Any,
 ) -> AdaBinsDistillationModel:

@@ -1,6 +1,7 @@
 """AdaBins distillation from end to end, phase by phase, on networks of a few pixels."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from models import create_model
 from training.checkpoint import load_checkpoint
 from training.task import Guest
 from training.tasks import AdaBinsDistillationTask
-from utils_distillation_loss import AdaptiveDistillationLoss, DistillationLoss
+from utils_distillation_loss import BIN_LOSSES, AdaptiveDistillationLoss, DistillationLoss
 
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--learning_rate", 0.003)
 BINS = ("--n_bins", 8, "--attention_levels", 5)
@@ -52,10 +53,33 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     loss = DistillationLoss(2.0, 3.0, 5.0, 7.0, 11.0, 13.0)
     out = AdaBinsDistillationTask(student, teacher, loss)(a_batch((True, False)), 0.0)
     weights = {"task": 2 / 2, "response": 3, "feature": 5, "bin": 7, "sparse": 11, "chamfer": 13 / 2,
-               "teacher_task": 2 / 2, "teacher_sparse": 11, "teacher_chamfer": 13 / 2}  # fmt: skip
+               "teacher_task": 1, "teacher_sparse": 11, "teacher_chamfer": 13}  # fmt: skip
     assert set(out) == {"loss", "depth", "labelled", *weights}
     assert out["labelled"].item() == 0.5
     assert out["loss"].item() == pytest.approx(sum(w * out[key].item() for key, w in weights.items()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", BIN_LOSSES)
+def test_it_runs_in_bf16(kind):
+    task = AdaBinsDistillationTask(*networks(), DistillationLoss(bin_loss=kind, lambda_chamfer=0.1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = task(a_batch(), 0.0)
+    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in out.values())
+    out["loss"].backward()
+
+
+def test_the_teacher_learns_whatever_the_student_is_taught():
+    task = AdaBinsDistillationTask(*networks(), DistillationLoss(lambda_task=0.0, lambda_sparse=0.0))
+    assert gradients(task, 0.0) == (True, True)
+
+
+def test_images_without_a_label_do_not_dilute_what_measured_depth_alone_teaches():
+    student, teacher = networks()
+    task = AdaBinsDistillationTask(student, teacher, DistillationLoss(), phases={"teacher": 1, "finetune": 1}).eval()
+    both, half = a_batch((True, True)), a_batch((True, False))
+    alone = {key: value[:1] for key, value in both.items()}
+    for progress in (0.0, 0.9):
+        assert task(half, progress)["loss"].item() == pytest.approx(task(alone, progress)["loss"].item(), rel=1e-5)
 
 
 def gradients(task, progress):
@@ -104,7 +128,8 @@ def test_the_curriculum_runs_over_the_distillation_alone():
 def eye(rooms, tmp_path_factory):
     """A teacher that has learnt in a phase of its own."""
     folder = tmp_path_factory.mktemp("eye")
-    main(arguments(rooms, folder, "--phase", "teacher", "--nb_epochs", 2))
+    flags = ("--phase", "teacher", "--nb_epochs", 2, "--attention_levels", 2, 3, 4, 5)
+    main(arguments(rooms, folder, *flags))
     return folder / "checkpoints/e/best_model.pth"
 
 
@@ -173,6 +198,11 @@ def test_a_teacher_that_goes_on_learning(rooms, eye, tmp_path):
     first = load_checkpoint(eye)["model_state_dict"]
     state = load_checkpoint(tmp_path / "checkpoints/e/last.pth")["training"]["task_state_dict"]
     assert any(not torch.equal(state[f"teacher.{key}"], value) for key, value in first.items())
+    kept = load_checkpoint(tmp_path / "checkpoints/e/teacher.pth")
+    assert all(torch.equal(state[f"teacher.{key}"], value) for key, value in kept["model_state_dict"].items())
+    flags = ("--experiment_name", "f", "--nb_epochs", 1, "--freeze_rgb", "--label_fraction", 0, "--teacher_checkpoint")
+    main(arguments(rooms, tmp_path, *flags, tmp_path / "checkpoints/e/teacher.pth"))
+    assert float(rows(tmp_path, "f")[0]["train_task"]) == 0 < float(rows(tmp_path, "f")[0]["train_response"])
 
 
 def test_the_rgb_teacher_may_teach_without_bins(rooms, tmp_path, run_cli):
@@ -187,17 +217,19 @@ def test_the_rgb_teacher_may_teach_without_bins(rooms, tmp_path, run_cli):
     assert code == 2 and "--lambda_bin" in errors
     main(arguments(rooms, tmp_path, "--nb_epochs", 1, "--teacher_checkpoint", unet, "--overwrite"))
     assert "bins begin anew" in (tmp_path / "logs/e/console.log").read_text()
+    flags = ("--phase", "all", "--phase_epochs", "1,1,1", "--freeze_rgb", "--teacher_checkpoint", unet, "--overwrite")
+    main(arguments(rooms, tmp_path, *flags))
+    assert float(rows(tmp_path)[1]["train_bin"]) >= 0
     main(arguments(rooms, tmp_path, "--nb_epochs", 1, "--use_pretrained_rgb", unet, "--overwrite"))
     assert "unet encoder begins with" in (tmp_path / "logs/e/console.log").read_text()
 
 
 def test_fine_tuning_goes_on_without_pictures(rooms, tmp_path):
+    shutil.copytree(rooms, tmp_path / "rooms")
     main(arguments(rooms, tmp_path, "--nb_epochs", 1))
-    main(
-        arguments(
-            rooms, tmp_path, "--nb_epochs", 1, "--phase", "finetune", "--init_from", "e", "--experiment_name", "f"
-        )
-    )
+    next((tmp_path / "rooms").rglob("camera*.*")).unlink()
+    flags = ("--nb_epochs", 1, "--phase", "finetune", "--init_from", "e", "--experiment_name", "f")
+    main(arguments(tmp_path / "rooms", tmp_path, *flags))
     row = rows(tmp_path, "f")[0]
     assert {key for key in row if key.startswith("train_")} == {
         "train_loss", "train_labelled", "train_task", "train_sparse"
@@ -210,8 +242,9 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
     main(arguments(tmp_path / "v1", tmp_path, *flags))
     assert "warning: batvisionv1 has no pictures here" in (tmp_path / "logs/e/console.log").read_text()
     assert "train_response" not in rows(tmp_path)[0]
-    code, _, errors = run_cli(main, *arguments(tmp_path / "v1", tmp_path, *flags, "--phase", "teacher", "--overwrite"))
-    assert code == 2 and "no pictures" in errors
+    for more in (("--use_pretrained_rgb", "imagenet"), ("--teacher_checkpoint", "x.pth")):
+        code, _, errors = run_cli(main, *arguments(tmp_path / "v1", tmp_path, *flags, *more, "--overwrite"))
+        assert code == 2 and "no pictures" in errors
 
 
 @pytest.mark.parametrize(
@@ -230,11 +263,15 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
         (("--phase_epochs", "1,2,3"), "--phase all"),
         (("--phase", "all", "--phase_epochs", "1,2,3", "--nb_epochs", 7), "--phase_epochs"),
         (("--phase", "all", "--nb_epochs", 2), "--nb_epochs"),
+        (("--phase", "all", "--phase_epochs", "1,1,1", "--stop_after_epoch", 10), "--stop_after_epoch"),
+        (("--label_fraction", 0), "--freeze_rgb"),
+        (("--phase", "finetune", "--lambda_task", 0), "--lambda_task"),
+        (("--phase", "teacher"), "--attention_levels"),
         (("--phase", "finetune", "--lambda_response", 1), "--lambda_response"),
         (("--phase", "finetune", "--teacher_checkpoint", "x.pth"), "--teacher_checkpoint"),
         (("--phase", "finetune", "--use_pretrained_rgb", "imagenet"), "--use_pretrained_rgb"),
         (("--phase", "finetune", "--freeze_rgb"), "--freeze_rgb"),
-        (("--phase", "teacher", "--export_student"), "--export_student"),
+        (("--phase", "teacher", "--attention_levels", 2, 3, 4, 5, "--export_student"), "--export_student"),
         (("--teacher_checkpoint", "x.pth", "--use_pretrained_rgb", "imagenet"), "--use_pretrained_rgb"),
         (("--teacher_checkpoint", "nowhere.pth"), "nowhere.pth"),
         (("--use_pretrained_rgb", "nowhere.pth"), "nowhere.pth"),
@@ -257,10 +294,10 @@ def test_a_teacher_of_other_bins_is_refused(rooms, eye, tmp_path, run_cli):
 
 def test_the_defaults_of_the_documents():
     args = vars(train_adabins_distillation.create_parser().parse_args([]))
-    expected = {"batch_size": 64, "learning_rate": 1e-3, "n_bins": 128, "base_channels": 64, "nb_epochs": 200,
-                "lambda_sparse": 0.1, "phase": "distill", "dataset": "batvisionv2"}  # fmt: skip
+    expected = {"batch_size": 64, "learning_rate": 1e-3, "n_bins": 128, "base_channels": 64, "lambda_sparse": 0.1,
+                "phase": "distill", "dataset": "batvisionv2"}  # fmt: skip
     assert {key: args[key] for key in expected} == expected
-    assert train_adabins_distillation.TEACHING | {"feature_levels": None, "bin_loss": None} == {
-        "lambda_response": 0.5, "lambda_feature": 0.3, "lambda_bin": 0.2, "temperature": 4.0,
-        "feature_levels": None, "bin_loss": None,
-    }  # fmt: skip
+    taught = {"lambda_response": 0.5, "lambda_feature": 0.3, "lambda_bin": 0.2, "temperature": 4.0}
+    assert {key: train_adabins_distillation.TEACHING[key] for key in taught} == taught
+    assert train_adabins_distillation.TEACHING["bin_loss"] == DistillationLoss().bin_loss
+    assert train_adabins_distillation.NB_EPOCHS == 200

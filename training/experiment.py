@@ -15,7 +15,7 @@ from training.options import plain_arguments
 
 # What a run writes, folder by folder: nothing else is ever moved or removed.
 WRITTEN = {
-    "checkpoints": ("checkpoint_*.pth", "last.pth", "best_model.pth", "args.json"),
+    "checkpoints": ("checkpoint_*.pth", "last.pth", "best_model.pth", "student.pth", "teacher.pth", "args.json"),
     "results": ("epoch_*.png", "metrics.csv", "curves.png"),
     "logs": ("console.log", "steps.csv"),
 }
@@ -119,6 +119,8 @@ class Experiment:
             notes += self._rewind(start)
         for folder in (self.checkpoints, self.results, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(".*.tmp"):  # by a run that was killed while it wrote
+                left.unlink()
         (self.checkpoints / "args.json").write_text(json.dumps(plain_arguments(args), indent=2) + "\n")
         return notes
 

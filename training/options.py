@@ -244,12 +244,22 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_training_options(parser: argparse.ArgumentParser, stage: str, argv: Sequence[str] | None) -> Any:
-    """Parse, check the flags together and fill in the experiment's name.
+    """Parse, and :func:`check_training_options`.
 
     Raises:
         OptionError: naming the flags that cannot be honoured.
     """
     args = parser.parse_args(argv)
+    check_training_options(args, stage)
+    return args
+
+
+def check_training_options(args: argparse.Namespace, stage: str) -> None:
+    """Check the flags together and fill in the experiment's name, which begins with ``stage``.
+
+    Raises:
+        OptionError: naming the flags that cannot be honoured.
+    """
     check_device(args)
     if args.max_depth is not None and args.max_depth <= args.min_depth:
         raise OptionError(f"--max_depth {args.max_depth} must be above --min_depth {args.min_depth}")
@@ -262,7 +272,6 @@ def parse_training_options(parser: argparse.ArgumentParser, stage: str, argv: Se
     if args.experiment_name in ("", ".", "..") or any(mark in args.experiment_name for mark in "/\\\0"):
         raise OptionError(f"--experiment_name {args.experiment_name!r} must be the name of a folder, not a path")
     args.stage = stage
-    return args
 
 
 def check_device(args: argparse.Namespace, most: int | None = None) -> None:

@@ -32,7 +32,17 @@ from training.visualization import Column, error_map, save_curves, save_grid
 
 # Flags that may differ between a run and its continuation without a change to its end.
 HARMLESS = frozenset(
-    {"checkpoints", "dataset_dir", "init_from", "num_workers", "output_dir", "overwrite", "resume", "save_frequency"}
+    {
+        "checkpoints",
+        "dataset_dir",
+        "export_student",
+        "init_from",
+        "num_workers",
+        "output_dir",
+        "overwrite",
+        "resume",
+        "save_frequency",
+    }
     | {"stop_after_epoch", "teacher_checkpoint", "use_wandb", "wandb_project"}  # a teacher is known by its weights
 )
 PICTURED = 4  # validation samples in the picture of an epoch

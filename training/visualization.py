@@ -33,8 +33,8 @@ def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: s
             left ear beside the right one, time to the right, frequency upwards; ``depth`` and ``error`` are [1, H, W]
             in metres, where 0 (for an error: NaN) is no measurement; ``disparity`` is [1, H, W] without a unit. The
             depth maps of a row share one scale, the errors of the picture another, each disparity has its own.
-            ``bins`` [K, N + 1] shows the edges of the bins of ear and eye in metres, ``histogram`` [K, P] how often
-            each depth occurs in the truth, to the ear and to the eye (0: no measurement).
+            ``bins`` [2, N + 1] shows the edges of the bins of ear and eye in metres (NaN: there is no such network),
+            ``histogram`` [3, P] how often each depth occurs in the truth, to the ear and to the eye (0: not measured).
         row_titles: one per row.
         title: of the whole picture.
     """
@@ -92,22 +92,24 @@ def _draw_ears(axis: Any, ears: np.ndarray) -> None:
 
 
 def _draw_bins(axis: Any, edges: np.ndarray, high: float) -> None:
-    """Draw the edges of several networks' bins [K, N + 1] as ticks, one row for each."""
-    axis.eventplot(
-        list(edges), lineoffsets=range(len(edges)), linelengths=0.8, linewidths=0.5, colors=COLORS[1:][: len(edges)]
-    )
-    for place, name in enumerate(NAMES[1:][: len(edges)]):
-        axis.text(0.02, place + 0.42, name, transform=axis.get_yaxis_transform(), fontsize=7)
-    axis.set_xlim(edges.min(), edges.max())
-    axis.set_ylim(-0.6, len(edges) - 0.2)
-    axis.set_xlabel(f"{edges.shape[1] - 1} bins from {edges.min():.1f} to {edges.max():.1f} m", fontsize=7)
+    """Draw the edges of the bins of ear and eye [2, N + 1] as ticks, a row for each that is there."""
+    there = [(row, name, color) for row, name, color in zip(edges, NAMES[1:], COLORS[1:], strict=True) if row[0] >= 0]
+    for place, (row, name, color) in enumerate(there):
+        axis.eventplot(row, lineoffsets=place, linelengths=0.7, linewidths=0.5, colors=color)
+        axis.text(0.02, place + 0.38, name, transform=axis.get_yaxis_transform(), fontsize=7)
+    low, top = np.nanmin(edges), np.nanmax(edges)
+    axis.set_xlim(low, top)
+    axis.set_ylim(-0.6, len(there) - 0.2)
+    axis.set_xlabel(f"{edges.shape[1] - 1} bins from {low:.1f} to {top:.1f} m", fontsize=7)
 
 
 def _draw_histogram(axis: Any, depths: np.ndarray, high: float) -> None:
-    """Draw how often each depth occurs in several maps [K, P] (0: no measurement)."""
-    for values, name, color in zip(depths, NAMES, COLORS, strict=False):
-        measured = values[values > 0]
-        axis.hist(measured, bins=40, range=(0, high), histtype="step", density=True, label=name, color=color)
+    """Draw how often each depth occurs in the truth, to the ear and to the eye [3, P]; 0 is not measured."""
+    for values, name, color in zip(depths, NAMES, COLORS, strict=True):
+        if (values > 0).any():
+            axis.hist(
+                values[values > 0], bins=40, range=(0, high), histtype="step", density=True, label=name, color=color
+            )
     axis.legend(fontsize=6)
     axis.set_xlabel(f"0 to {high:.1f} m", fontsize=7)
 
