@@ -314,10 +314,11 @@ def create_teacher(args: argparse.Namespace, shared: dict[str, Any], notes: list
     before = restore_model(checkpoint, path)
     if before.name not in ("adabins_rgb", "rgb_depth"):
         raise CheckpointError(f"--teacher_checkpoint {path}: holds a {before.name}; it takes adabins_rgb or rgb_depth")
+    begins_anew = before.name == "rgb_depth" and not (args.freeze_rgb and args.phase != "all")
     differing = [
         f"{key}={before.config[key]} (asked for: {value})"
         for key, value in shared.items()
-        if key in before.config and before.config[key] != value
+        if key in before.config and before.config[key] != value and not (begins_anew and key == "max_depth")
     ]
     if differing:
         raise CheckpointError(
@@ -328,7 +329,7 @@ def create_teacher(args: argparse.Namespace, shared: dict[str, Any], notes: list
     )
     if before.name == "adabins_rgb":
         return before
-    if args.freeze_rgb and args.phase != "all":
+    if not begins_anew:
         notes.append("this teacher has no bins: what it teaches is its depth and its features")
         return before
     model = create_model("adabins_rgb", **shared)

@@ -166,10 +166,10 @@ def shared_support_loss(
     """KL between two choices among different bins, pixel by pixel, once both are written on the same depths: [B].
 
     Bin k of the one is not the depth of bin k of the other. So each bin's mass is split linearly between its two
-    neighbours among ``SUPPORT`` depths, evenly spread over the range; there a kernel exp(-|steps| / 2) lets a mass be
-    felt from afar, and closes the gaps that coarse bins leave. The temperature belongs to the distributions on the
-    support: tempered over the bins, a region would gain by being cut finer. T^2 KL(t^(1/T) || s^(1/T)), mean over the
-    pixels.
+    neighbours among ``SUPPORT`` depths, which lie at (i / S)^2 of the range, closest where rooms are; there a kernel
+    exp(-|steps| / 2) lets a mass be felt from afar, and closes the gaps that coarse bins leave. The temperature belongs
+    to the distributions on the support: tempered over the bins, a region would gain by being cut finer. The mean over
+    the pixels of T^2 KL(t^(1/T) || s^(1/T)).
 
     Args:
         student: logits of the choice [B, N, H, W].
@@ -189,7 +189,8 @@ def _on_support(choice: Tensor, centres: Tensor, between: tuple[float | Tensor, 
     low, high = between
     with torch.autocast(choice.device.type, enabled=False):
         support = torch.arange(SUPPORT, device=choice.device, dtype=torch.float32)
-        place = ((centres.float() - low) / (high - low) * (SUPPORT - 1)).clamp(0, SUPPORT - 1)  # [B, N], in steps
+        share = ((centres.float() - low) / (high - low)).clamp(1e-6, 1)  # [B, N], of the range; the root of 0 is steep
+        place = share.sqrt() * (SUPPORT - 1)  # in steps
         split = (1 - (place[:, None] - support[:, None]).abs()).clamp(min=0)  # [B, S, N], of which two are above 0
         kernel = torch.exp(-(support[:, None] - support).abs() / 2)  # [S, S]
         spread = (kernel / kernel.sum(dim=0)) @ split  # [B, S, N]; a column sums up to 1

@@ -160,6 +160,11 @@ def bin_centres(edges: Tensor) -> Tensor:
     return (edges[:, :-1] + edges[:, 1:]) / 2
 
 
+def keep_between(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clamp a map of any shape, but let its gradient pass: a pixel that left the range must find its way back."""
+    return x + (x.clamp(low, high) - x).detach() if x.requires_grad else x.clamp(low, high)
+
+
 class AdaBinsDecoder(nn.Module):
     """From five levels to a choice among the bins at each pixel, and a correction.
 
@@ -245,7 +250,7 @@ class AdaBinsNet(DepthModel):
         decoded, choice, correction = self.decoder(encoded)
         base = (choice.softmax(dim=1) * bin_centres(edges)[:, :, None, None]).sum(dim=1, keepdim=True)  # [B, 1, H, W]
         residual = self.config["residual_limit"] * (self.bins.max_depth - self.bins.min_depth) * correction
-        depth = torch.clamp(base + residual, self.bins.min_depth, self.bins.max_depth)
+        depth = keep_between(base + residual, self.bins.min_depth, self.bins.max_depth)
         if not return_features:
             return depth
         features = name_levels(encoded, decoded) | {"choice": choice, "base": base, "residual": residual}

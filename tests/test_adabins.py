@@ -15,6 +15,7 @@ from models.adabins_distillation_model import (
     AdaBinsRGBNet,
     bin_centres,
     create_adabins_distillation_model,
+    keep_between,
 )
 from models.rgb_depth_model import create_rgb_depth_model
 from utils_distillation_loss import (
@@ -83,6 +84,15 @@ def test_depth_is_the_choice_among_the_bins_and_a_bounded_residual(name, fixed):
     assert (f["base"] >= edges[:, :1, None, None]).all() and (f["base"] <= edges[:, -1:, None, None]).all()
     assert f["residual"].abs().max() <= 0.05 * 12
     assert torch.allclose(depth, (f["base"] + f["residual"]).clamp(1e-3, 12))
+
+
+def test_a_pixel_beyond_the_range_finds_its_way_back():
+    x = torch.tensor([-1.0, 2.0, 20.0], requires_grad=True)
+    kept = keep_between(x, torch.tensor(0.5), torch.tensor(12.0))
+    assert kept.tolist() == pytest.approx([0.5, 2, 12])
+    (kept - 3).abs().sum().backward()
+    assert x.grad.tolist() == [-1, -1, 1]
+    assert keep_between(x.detach(), torch.tensor(0.5), torch.tensor(12.0)).tolist() == [0.5, 2, 12]
 
 
 @pytest.mark.parametrize("config", [{"n_bins": 1}, {"min_depth": 5.0, "max_depth": 4.0}])
