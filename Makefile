@@ -31,7 +31,7 @@ EARS := $(SMALL) --dataset_dir $(ROOMS) --label_fraction 0.1 --attention_levels 
   --batch_size 16 --nb_epochs 16 --steps_per_epoch 37
 BEST := best_model.pth
 
-demo: install  ## an eye teaches an ear on simulated rooms: about five minutes on two quiet cores; SEED=0
+demo: install  ## an eye teaches an ear on simulated rooms, in some minutes on two cores; SEED=0
 	$(RUN) simulate_rooms.py --output $(ROOMS) --train 600 --val 80 --test 120 --image_size 64
 	$(RUN) simulate_rooms.py --output $(OTHER_ROOMS) --train 600 --val 80 --test 0 --image_size 64 --seed 1
 	$(RUN) train_rgb_depth.py $(SMALL) --dataset_dir $(OTHER_ROOMS) --batch_size 32 --learning_rate 0.002 \
