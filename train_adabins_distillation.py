@@ -121,9 +121,7 @@ def create_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a curriculum of the weights of task, response, feature and bin: first the teacher, then measured depth",
     )
-    options.add_optimization_options(parser, learning_rate=1e-3)
-    options.add_experiment_options(parser, wandb_project="batvision-depth-estimation")
-    options.add_run_options(parser)
+    options.add_training_options(parser)
     parser.set_defaults(nb_epochs=None)
     return parser
 
@@ -167,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes.append(
             "warning: --init_from brings the ear alone, and its teacher begins anew; --teacher_checkpoint brings one"
         )
-    phases = dict(zip(PHASES, args.phase_epochs, strict=True)) if args.phase == "all" and sees else None
+    phases = dict(zip(PHASES, args.phase_epochs, strict=True)) if args.phase == "all" else None
     if teacher is None:
         phases = {"finetune": 1.0}
     task = AdaBinsDistillationTask(student, teacher, create_loss(args), frozen=args.freeze_rgb, phases=phases)

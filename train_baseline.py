@@ -47,9 +47,7 @@ def create_parser(model: str | None = None) -> argparse.ArgumentParser:
         group.add_argument(
             "--lambda_sparse", type=options.non_negative_float, default=0.1, help="of the residual's size in metres"
         )
-    options.add_optimization_options(parser, learning_rate=1e-3)
-    options.add_experiment_options(parser, wandb_project="batvision-depth-estimation")
-    options.add_run_options(parser)
+    options.add_training_options(parser)
     parser.set_defaults(**DEFAULTS.get(model or "", {}))
     return parser
 

@@ -32,9 +32,7 @@ def create_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let smoothness and edges grow to their weights over the first fifth of the training",
     )
-    options.add_optimization_options(parser, learning_rate=1e-3)
-    options.add_experiment_options(parser, wandb_project="batvision-depth-estimation")
-    options.add_run_options(parser)
+    options.add_training_options(parser)
     return parser
 
 

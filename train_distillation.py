@@ -87,9 +87,7 @@ def create_parser() -> argparse.ArgumentParser:
         default="constant",
         help="adaptive: over training, task from 0.5 of its weight to 1, response and features from 1 to 0.3",
     )
-    options.add_optimization_options(parser, learning_rate=1e-3)
-    options.add_experiment_options(parser, wandb_project="batvision-depth-estimation")
-    options.add_run_options(parser)
+    options.add_training_options(parser)
     return parser
 
 

@@ -22,9 +22,7 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_width_option(model, "64: 19.6 M parameters; 32: 4.9 M")
     options.add_upsampling_option(model)
     options.add_depth_loss_options(model, smoothness="of edge-aware smoothness")
-    options.add_optimization_options(parser, learning_rate=1e-4)
-    options.add_experiment_options(parser, wandb_project="batvision-rgb-depth")
-    options.add_run_options(parser)
+    options.add_training_options(parser, learning_rate=1e-4, wandb_project="batvision-rgb-depth")
     return parser
 
 

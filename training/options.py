@@ -166,6 +166,18 @@ def add_depth_loss_options(
     group.add_argument("--lambda_smooth", type=non_negative_float, default=lambda_smooth, help=smoothness)
 
 
+def add_training_options(
+    parser: argparse.ArgumentParser,
+    *,
+    learning_rate: float = 1e-3,
+    wandb_project: str = "batvision-depth-estimation",
+) -> None:
+    """Add what every training script ends with: optimiser, experiment, device, repeatability."""
+    add_optimization_options(parser, learning_rate=learning_rate)
+    add_experiment_options(parser, wandb_project=wandb_project)
+    add_run_options(parser)
+
+
 def add_optimization_options(
     parser: argparse.ArgumentParser, *, batch_size: int = 64, learning_rate: float = 1e-3
 ) -> None:
