@@ -11,6 +11,10 @@ from errors import OptionError
 
 INPUT_CHANNELS = {"rgb": 3, "audio": 2}
 
+# ImageNet's channel statistics, for networks that want them taken out.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class DepthModel(nn.Module):
     """A network from what it takes to a dense map: ``forward(x, return_features=False) -> depth [B, 1, H, W]``.
@@ -70,3 +74,10 @@ class DepthModel(nn.Module):
 
 
 Features = dict[str, Tensor]
+
+
+def normalize_imagenet(rgb: Tensor) -> Tensor:
+    """Shift and scale RGB [B, 3, H, W] in [0, 1] to ImageNet's zero mean and unit deviation."""
+    mean = rgb.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = rgb.new_tensor(IMAGENET_STD)[:, None, None]
+    return (rgb - mean) / std

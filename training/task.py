@@ -10,11 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-Batch = dict[str, Any]  # tensors with B in front, and `id`, a list of names
+from models.base import normalize_imagenet
 
-# ImageNet's channel statistics, for models that say `imagenet_normalize`.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+Batch = dict[str, Any]  # tensors with B in front, and `id`, a list of names
 
 
 class Task(nn.Module):
@@ -118,13 +116,6 @@ def model_inputs(model: Any, batch: Batch) -> tuple[Tensor, ...]:
     """Return what ``model`` takes from a batch, in the order of its ``inputs``, normalised as it says."""
     return tuple(normalize_imagenet(batch[key]) if key == "rgb" and model.imagenet_normalize else batch[key]
                  for key in model.inputs)  # fmt: skip
-
-
-def normalize_imagenet(rgb: Tensor) -> Tensor:
-    """Shift and scale RGB [B, 3, H, W] in [0, 1] to ImageNet's zero mean and unit deviation."""
-    mean = rgb.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = rgb.new_tensor(IMAGENET_STD)[:, None, None]
-    return (rgb - mean) / std
 
 
 def mean_over_images(values: Tensor, counts: Tensor | None = None) -> Tensor:
