@@ -101,10 +101,17 @@ def channel_wise_loss(student: Tensor, teacher: Tensor, temperature: float = TEM
     al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021). A channel's size does not matter, only
     where it is large.
     """
-    s = F.log_softmax(student.float().flatten(2) / temperature, dim=2)  # [B, C, H * W]
-    t = F.log_softmax(teacher.detach().float().flatten(2) / temperature, dim=2)
-    divergence = F.kl_div(s, t, reduction="none", log_target=True).sum(dim=2)  # [B, C]
-    return temperature**2 * divergence.mean(dim=1)
+    return tempered_kl(student.flatten(2), teacher.detach().flatten(2), temperature, dim=2).mean(dim=1)  # of [B, C]
+
+
+def tempered_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    """T^2 KL(softmax(t / T) || softmax(s / T)) along ``dim`` of two tensors of logits, which the result has no more.
+
+    ``F.kl_div`` takes the student's log-probabilities first.
+    """
+    s = F.log_softmax(student.float() / temperature, dim)
+    t = F.log_softmax(teacher.float() / temperature, dim)
+    return temperature**2 * F.kl_div(s, t, reduction="none", log_target=True).sum(dim)
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -143,16 +150,7 @@ def bin_width_loss(student: Tensor, teacher: Tensor, temperature: float = TEMPER
 
     T^2 KL(softmax(t / T) || softmax(s / T)): slot k is the k-th share of the range in both.
     """
-    return temperature**2 * kl_divergence(student / temperature, teacher.detach() / temperature)
-
-
-def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax t || softmax s) along dimension 1, from logits of any shape [B, N, ...]: [B, ...].
-
-    ``F.kl_div`` takes the student's log-probabilities first.
-    """
-    s, t = F.log_softmax(student.float(), dim=1), F.log_softmax(teacher.float(), dim=1)
-    return F.kl_div(s, t, reduction="none", log_target=True).sum(dim=1)
+    return tempered_kl(student, teacher.detach(), temperature, dim=1)
 
 
 def shared_support_loss(
@@ -181,7 +179,7 @@ def shared_support_loss(
     """
     s = _on_support(student, student_centres, between)
     t = _on_support(teacher.detach(), teacher_centres.detach(), between)
-    return temperature**2 * kl_divergence(s / temperature, t / temperature).mean(dim=1)
+    return tempered_kl(s, t, temperature, dim=1).mean(dim=1)
 
 
 def _on_support(choice: Tensor, centres: Tensor, between: tuple[float | Tensor, float | Tensor]) -> Tensor:
@@ -210,9 +208,8 @@ def wasserstein_loss(student: Tensor, student_centres: Tensor, teacher: Tensor, 
         teacher_centres: metres [B, M].
     """
     s, t = student.float().softmax(dim=1).flatten(2), teacher.detach().float().softmax(dim=1).flatten(2)
-    places, order = torch.cat([student_centres.float(), teacher_centres.detach().float()], dim=1).sort(
-        dim=1
-    )  # [B, N + M]
+    both = torch.cat([student_centres.float(), teacher_centres.detach().float()], dim=1)
+    places, order = both.sort(dim=1)  # [B, N + M]
     signed = torch.cat([s, -t], dim=1).gather(1, order[:, :, None].expand(-1, -1, s.shape[2]))  # [B, N + M, H * W]
     apart = signed.cumsum(dim=1)[:, :-1].abs()  # between a place and the next
     return (apart * places.diff(dim=1)[:, :, None]).sum(dim=1).mean(dim=1)
@@ -455,23 +452,18 @@ class DistillationLoss(nn.Module):
             "sparse": features["residual"].abs().mean(dim=(1, 2, 3)),
         }
         if self.weights["chamfer"] > 0:
-            terms["chamfer"] = chamfer_loss(_centres(features), target, valid)
+            terms["chamfer"] = chamfer_loss(features["centres"].flatten(1), target, valid)
         return terms
 
     def bin_term(self, heard: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Tensor:
         """Compare the bins of two networks: [B]."""
         if self.bin_loss == "widths":
             return bin_width_loss(heard["widths"].flatten(1), seen["widths"].flatten(1), self.temperature)
-        bins = (heard["choice"], _centres(heard), seen["choice"], _centres(seen))
+        bins = (heard["choice"], heard["centres"].flatten(1), seen["choice"], seen["centres"].flatten(1))
         if self.bin_loss == "wasserstein":
             return wasserstein_loss(*bins)
         edges = seen["edges"].detach().flatten(1)  # [B, N + 1]
         return shared_support_loss(*bins, (edges[0, 0], edges[0, -1]), self.temperature)
-
-
-def _centres(features: Mapping[str, Tensor]) -> Tensor:
-    edges = features["edges"].flatten(1)  # [B, N + 1]
-    return (edges[:, :-1] + edges[:, 1:]) / 2
 
 
 class AdaptiveDistillationLoss(DistillationLoss):

@@ -29,6 +29,7 @@ import torch
 
 from errors import OptionError, TrainingError, run_script
 from training import options
+from training.checkpoint import load_checkpoint
 
 HERE = Path(__file__).resolve().parent.parent
 SIZE = ("--image_size", "64", "--batch_size", "16", "--augment")
@@ -180,7 +181,7 @@ def train(args: argparse.Namespace, row: Training, seed: int) -> None:
     """
     best = checkpoint(args, row.name, seed)
     last = best.with_name("last.pth")
-    done = torch.load(last, map_location="cpu", weights_only=True)["epoch"] if last.is_file() else 0
+    done = load_checkpoint(last)["epoch"] if last.is_file() else 0
     if done >= row.epochs:
         return
     command = [*row.command, *SIZE, "--nb_epochs", str(row.epochs), "--seed", str(seed), "--save_frequency", "1000"]

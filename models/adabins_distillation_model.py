@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import CheckpointError, OptionError
-from models.base import DepthModel, Features
+from models.base import DepthModel, Features, normalize_imagenet
 from models.binaural_attention_model import BinauralEncoder
 from models.blocks import LEVEL_WIDTHS, Decoder, DoubleConv, Encoder, name_levels
 
@@ -67,16 +67,12 @@ class PretrainedEncoder(nn.Module):
     """
 
     WIDTHS = (64, 256, 512, 1024)  # of the stem and the stages 1 to 3
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, base_channels: int) -> None:
         from torchvision.models import resnet50
 
         super().__init__()
         widths = [base_channels * width for width in LEVEL_WIDTHS]
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
         self.fine = DoubleConv(3, widths[0])
         self.backbone = resnet50(weights=None)
         del self.backbone.layer4, self.backbone.fc  # x5 is at a sixteenth of the size
@@ -84,7 +80,7 @@ class PretrainedEncoder(nn.Module):
 
     def forward(self, rgb: Tensor) -> list[Tensor]:
         """Return the five levels, the largest first."""
-        x = (rgb - self.mean) / self.std
+        x = normalize_imagenet(rgb)
         net = self.backbone
         x = net.relu(net.bn1(net.conv1(x)))  # [B, 64, H/2, W/2]
         found = [x]
@@ -204,8 +200,8 @@ class AdaBinsNet(DepthModel):
         encoder: further arguments of :class:`AdaBinsEncoder`.
 
     The features are ``x1``..``x5`` and ``d1``..``d4`` in the shapes of the RGB teacher, ``widths`` [B, N, 1, 1] (the
-    logits of the widths), ``edges`` [B, N + 1, 1, 1] in metres, ``choice`` [B, N, H, W] (the logits of the choice),
-    ``base`` and ``residual`` [B, 1, H, W] in metres.
+    logits of the widths), ``edges`` [B, N + 1, 1, 1] and ``centres`` [B, N, 1, 1] in metres, ``choice`` [B, N, H, W]
+    (the logits of the choice), ``base`` and ``residual`` [B, 1, H, W] in metres.
 
     Raises:
         OptionError: fewer than 2 bins, or an empty range.
@@ -247,14 +243,16 @@ class AdaBinsNet(DepthModel):
         encoded = self.encoder(x)
         widths = self.bins(encoded[-1])  # [B, N]
         edges = self.bins.edges(widths)  # [B, N + 1]
+        centres = bin_centres(edges)[:, :, None, None]  # [B, N, 1, 1]
         decoded, choice, correction = self.decoder(encoded)
-        base = (choice.softmax(dim=1) * bin_centres(edges)[:, :, None, None]).sum(dim=1, keepdim=True)  # [B, 1, H, W]
+        base = (choice.softmax(dim=1) * centres).sum(dim=1, keepdim=True)  # [B, 1, H, W]
         residual = self.config["residual_limit"] * (self.bins.max_depth - self.bins.min_depth) * correction
         depth = keep_between(base + residual, self.bins.min_depth, self.bins.max_depth)
         if not return_features:
             return depth
         features = name_levels(encoded, decoded) | {"choice": choice, "base": base, "residual": residual}
-        return depth, features | {"widths": widths[:, :, None, None], "edges": edges[:, :, None, None]}
+        bins = {"widths": widths[:, :, None, None], "edges": edges[:, :, None, None], "centres": centres}
+        return depth, features | bins
 
 
 class AdaBinsAudioNet(AdaBinsNet):

@@ -258,7 +258,8 @@ def test_the_gradient_reaches_the_student_alone_in_float32(kind, dtype):
             "choice": torch.randn(2, 16, 4, 4, generator=generator),
         }
         leaves = {key: value.to(dtype).requires_grad_() for key, value in leaves.items()}
-        return leaves, {**leaves, "edges": predictor.edges(leaves["widths"])[:, :, None, None]}
+        edges = predictor.edges(leaves["widths"])
+        return leaves, {**leaves, "edges": edges[:, :, None, None], "centres": bin_centres(edges)[:, :, None, None]}
 
     (mine, heard), (others, seen) = bins(), bins()
     loss = DistillationLoss(bin_loss=kind).bin_term(heard, seen)

@@ -65,8 +65,10 @@ def _draw(figure: Any, axis: Any, kind: str, values: Tensor, high: float) -> Non
         axis.imshow(array.transpose(1, 2, 0).clip(0, 1))
     elif kind == "audio":
         _draw_ears(axis, array)
-    elif kind in ("bins", "histogram"):
-        (_draw_bins if kind == "bins" else _draw_histogram)(axis, array, high)
+    elif kind == "bins":
+        _draw_bins(axis, array)
+    elif kind == "histogram":
+        _draw_histogram(axis, array, high)
     elif kind == "disparity":
         axis.imshow(array[0], cmap=DEPTH_COLORS.reversed())  # near things in the colours of near depths
     else:
@@ -91,7 +93,7 @@ def _draw_ears(axis: Any, ears: np.ndarray) -> None:
         axis.text(place, 0.97, ear, transform=axis.transAxes, color="white", fontsize=7, va="top")
 
 
-def _draw_bins(axis: Any, edges: np.ndarray, high: float) -> None:
+def _draw_bins(axis: Any, edges: np.ndarray) -> None:
     """Draw the edges of the bins of ear and eye [2, N + 1] as ticks, a row for each that is there."""
     there = [(row, name, color) for row, name, color in zip(edges, NAMES[1:], COLORS[1:], strict=True) if row[0] >= 0]
     for place, (row, name, color) in enumerate(there):
