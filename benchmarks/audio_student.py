@@ -1,9 +1,11 @@
-"""The figures of docs/DISTILLATION.md: what the audio student learns on simulated rooms, alone and under a teacher.
+"""The figures of docs/DISTILLATION.md and of the AdaBins guide: what an ear learns on simulated rooms, and from whom.
 
     python benchmarks/audio_student.py --suite dense      every pair has depth: the student and what it is compared with
     python benchmarks/audio_student.py --suite scarce     a tenth has depth: alone, and taught by who had the same tenth
     python benchmarks/audio_student.py --suite features   which feature loss, at which levels (validation rooms)
     python benchmarks/audio_student.py --suite tuning     the U-Net baseline's width and rate (validation rooms)
+    python benchmarks/audio_student.py --suite adabins    every pair has depth: three ways to teach AdaBins, the U-Net
+    python benchmarks/audio_student.py --suite bins       bin loss, temperature, number of bins (validation rooms)
 
 Each training is a command of this toolkit, printed before it runs; one that is done is not run again, one that was
 stopped goes on. Then one table: the RMSE of each on the split (per image over valid pixels, then the mean over images),
@@ -40,12 +42,13 @@ SMALL_TAUGHT = ("train_distillation.py", "--base_channels", "8", "--attention_le
 
 @dataclass(frozen=True)
 class Training:
-    """A row of a table: its name, its command but for data, seed and names, its length, and its teacher's name."""
+    """A row of a table: its suite, its name, its command but for data, seed and names, its length, its teacher."""
 
+    suite: str
     name: str
     command: tuple[str, ...]
     epochs: int
-    teacher: str | None = None
+    teacher: Training | None = None
 
 
 def baseline(model: str, *flags: str) -> tuple[str, ...]:
@@ -53,13 +56,21 @@ def baseline(model: str, *flags: str) -> tuple[str, ...]:
     return ("train_baseline.py", "--model", model, "--scheduler", "cosine", *flags)
 
 
+UNET = Training(
+    "dense",
+    "unet_baseline",
+    baseline("unet_baseline", "--base_channels", "32", "--learning_rate", "0.002"),
+    15,
+)
+
+
 def dense() -> list[Training]:
     """All pairs have depth; all take the same pairs equally often."""
     return [
-        Training("binaural student", STUDENT, 15),
-        Training("unet_baseline", baseline("unet_baseline", "--base_channels", "32", "--learning_rate", "0.002"), 15),
-        Training("base_residual", baseline("base_residual", "--base_channels", "16"), 15),
-        Training("multimodal_fusion", baseline("multimodal_fusion", "--base_channels", "16"), 15),
+        Training("dense", "binaural student", STUDENT, 15),
+        UNET,
+        Training("dense", "base_residual", baseline("base_residual", "--base_channels", "16"), 15),
+        Training("dense", "multimodal_fusion", baseline("multimodal_fusion", "--base_channels", "16"), 15),
     ]
 
 
@@ -67,6 +78,7 @@ def tuning() -> list[Training]:
     """Width and rate of the U-Net baseline."""
     return [
         Training(
+            "tuning",
             f"width {width}, rate {rate}",
             baseline("unet_baseline", "--base_channels", f"{width}", "--learning_rate", f"{rate}"),
             15,
@@ -77,7 +89,9 @@ def tuning() -> list[Training]:
 
 
 FEW = ("--label_fraction", "0.1", "--steps_per_epoch", "93")  # as many steps as all 1500 pairs would be
-TEACHER = Training("teacher", ("train_rgb_depth.py", "--base_channels", "16", "--learning_rate", "0.002", *FEW), 10)
+TEACHER = Training(
+    "scarce", "teacher", ("train_rgb_depth.py", "--base_channels", "16", "--learning_rate", "0.002", *FEW), 10
+)
 
 
 # Loss, levels, weight: one with which the sum over the levels, once the adapters have settled, is about a fifth of the
@@ -101,22 +115,83 @@ def scarce() -> list[Training]:
     """A tenth of the pairs has depth, the same tenth for all; all take equally many steps."""
     return [
         TEACHER,
-        Training("audio alone", (*STUDENT, *FEW), 12),
-        Training("distilled", (*TAUGHT, *FEW), 12, TEACHER.name),
+        Training("scarce", "audio alone", (*STUDENT, *FEW), 12),
+        Training("scarce", "distilled", (*TAUGHT, *FEW), 12, TEACHER),
     ]
 
 
 def features() -> list[Training]:
     """As ``scarce``, with a narrower student: the response alone, and with each feature loss beside it."""
     taught = (*SMALL_TAUGHT, *FEW)
-    rows = [TEACHER, Training("response alone", taught, 6, TEACHER.name)]
+    rows = [TEACHER, Training("features", "response alone", taught, 6, TEACHER)]
     for kind, levels, weight in FEATURES:
         flags = ("--feature_loss", kind, "--lambda_feat", f"{weight:g}", "--feature_levels", *levels.split())
-        rows.append(Training(f"{kind}, {levels}", (*taught, *flags), 6, TEACHER.name))
+        rows.append(Training("features", f"{kind}, {levels}", (*taught, *flags), 6, TEACHER))
     return rows
 
 
-SUITES = {"dense": dense, "scarce": scarce, "features": features, "tuning": tuning}
+def adabins_command(base_channels: int, *flags: str) -> tuple[str, ...]:
+    """Return the command of one AdaBins training."""
+    size = ("--base_channels", f"{base_channels}", "--attention_levels", "4", "5")
+    return ("train_adabins_distillation.py", *size, *flags)
+
+
+def adabins() -> list[Training]:
+    """All pairs have depth; the three ways to teach an AdaBins student, and the U-Net baseline."""
+    bins = ("--n_bins", "64")
+    eye = Training("adabins", "teacher", adabins_command(16, "--phase", "teacher", *bins), 15)
+    return [
+        eye,
+        Training("adabins", "standard", adabins_command(16, *bins), 15),
+        Training("adabins", "adaptive", adabins_command(16, "--use_adaptive_loss", *bins), 15),
+        Training("adabins", "frozen", adabins_command(16, "--freeze_rgb", *bins), 15, eye),
+        Training("adabins", "measured depth alone", adabins_command(16, "--phase", "finetune", *bins), 15),
+        UNET,
+    ]
+
+
+BINS = {
+    "widths": ("--bin_loss", "widths"),
+    "widths, T 1": ("--bin_loss", "widths", "--temperature", "1"),
+    "widths, T 8": ("--bin_loss", "widths", "--temperature", "8"),
+    "shared_support": ("--bin_loss", "shared_support"),
+    "shared_support, T 1": ("--bin_loss", "shared_support", "--temperature", "1"),
+    "shared_support, T 8": ("--bin_loss", "shared_support", "--temperature", "8"),
+    "wasserstein": ("--bin_loss", "wasserstein"),
+}
+
+
+def bins() -> list[Training]:
+    """A tenth of the pairs has depth: narrow AdaBins students under a teacher that had the same tenth and stays frozen.
+
+    64 bins where nothing else is said. A teacher has the student's number of bins, so that each number has its own.
+    """
+    rows = []
+    for name, cut in {
+        "": ("--n_bins", "64"),
+        "16 bins": ("--n_bins", "16"),
+        "256 bins": ("--n_bins", "256"),
+        "fixed bins": ("--n_bins", "64", "--fixed_bins"),
+    }.items():
+        eye = Training("bins", f"teacher {name}".strip(), adabins_command(8, "--phase", "teacher", *cut, *FEW), 6)
+        taught = adabins_command(8, "--freeze_rgb", *cut, *FEW)
+        rows.append(eye)
+        if name:
+            rows.append(Training("bins", name, (*taught, *BINS["shared_support"]), 6, eye))
+            continue
+        rows.append(Training("bins", "no bin loss", (*taught, "--lambda_bin", "0"), 6, eye))
+        rows += [Training("bins", kind, (*taught, *flags), 6, eye) for kind, flags in BINS.items()]
+    return rows
+
+
+SUITES = {
+    "dense": dense,
+    "scarce": scarce,
+    "features": features,
+    "tuning": tuning,
+    "adabins": adabins,
+    "bins": bins,
+}
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -149,9 +224,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     suite = SUITES[args.suite]()
     for name in set(args.only or ()) - {row.name for row in suite}:
         raise OptionError(f"--only {name!r}: the rows of {args.suite} are {', '.join(row.name for row in suite)}")
-    rows = [row for row in suite if not args.only or row.name in args.only or row is TEACHER]
-    taught = [row for row in rows if row.teacher]
-    for wave in ([row for row in rows if not row.teacher], taught):  # teachers before those whom they teach
+    rows = [row for row in suite if not args.only or row.name in args.only]
+    teachers = [row for row in suite if row in [other.teacher for other in rows]]
+    rows = [row for row in suite if row in rows or row in teachers]
+    for wave in (teachers, [row for row in rows if row not in teachers]):  # teachers before those whom they teach
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda job: train(args, *job), [(row, seed) for seed in args.seeds for row in wave]))
     if not args.dry_run:
@@ -162,15 +238,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.json.write_text(json.dumps({"settings": settings, "rmse": figures}, indent=2) + "\n")
 
 
-def experiment(args: argparse.Namespace, name: str, seed: int) -> str:
-    """Return the name of one training's folder."""
-    return "_".join([args.suite if name != TEACHER.name else "scarce", *name.replace(",", "").split(), f"seed{seed}"])
-
-
-def checkpoint(args: argparse.Namespace, name: str, seed: int) -> Path:
+def checkpoint(args: argparse.Namespace, row: Training, seed: int) -> Path:
     """Return the file of one training's best epoch on the validation rooms."""
-    folder: Path = args.output_dir / "checkpoints" / experiment(args, name, seed)
-    return folder / "best_model.pth"
+    folder = "_".join([row.suite, *row.name.replace(",", "").split(), f"seed{seed}"])
+    root: Path = args.output_dir / "checkpoints" / folder
+    return root / "best_model.pth"
 
 
 def train(args: argparse.Namespace, row: Training, seed: int) -> None:
@@ -179,7 +251,7 @@ def train(args: argparse.Namespace, row: Training, seed: int) -> None:
     Raises:
         TrainingError: the command failed.
     """
-    best = checkpoint(args, row.name, seed)
+    best = checkpoint(args, row, seed)
     last = best.with_name("last.pth")
     done = load_checkpoint(last)["epoch"] if last.is_file() else 0
     if done >= row.epochs:
@@ -203,7 +275,7 @@ def train(args: argparse.Namespace, row: Training, seed: int) -> None:
 
 def score(args: argparse.Namespace, rows: Sequence[Training]) -> dict[str, list[float]]:
     """Return the RMSE in metres of every seed of every row, and of the mean depth map."""
-    files = [checkpoint(args, row.name, seed) for row in rows for seed in args.seeds]
+    files = [checkpoint(args, row, seed) for row in rows for seed in args.seeds]
     report = args.output_dir / "results" / f"{args.suite}_{args.split}.json"
     command = ["evaluate.py", "--dataset", "simulated", "--dataset_dir", str(args.dataset_dir), "--split", args.split]
     command += ["--num_workers", "0", "--output_dir", str(args.output_dir), "--json", str(report)]
