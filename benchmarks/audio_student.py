@@ -130,22 +130,27 @@ def features() -> list[Training]:
     return rows
 
 
-def adabins_command(base_channels: int, *flags: str) -> tuple[str, ...]:
-    """Return the command of one AdaBins training."""
-    size = ("--base_channels", f"{base_channels}", "--attention_levels", "4", "5")
-    return ("train_adabins_distillation.py", *size, *flags)
+def adabins_teacher(base_channels: int, *flags: str) -> tuple[str, ...]:
+    """Return the command that trains a teacher of bins on its own."""
+    return ("train_adabins_distillation.py", "--base_channels", f"{base_channels}", "--phase", "teacher", *flags)
+
+
+def adabins_student(base_channels: int, *flags: str) -> tuple[str, ...]:
+    """Return the command that trains a student of bins."""
+    ears = ("--base_channels", f"{base_channels}", "--attention_levels", "4", "5")
+    return ("train_adabins_distillation.py", *ears, *flags)
 
 
 def adabins() -> list[Training]:
     """All pairs have depth; the three ways to teach an AdaBins student, and the U-Net baseline."""
     bins = ("--n_bins", "64")
-    eye = Training("adabins", "teacher", adabins_command(16, "--phase", "teacher", *bins), 15)
+    eye = Training("adabins", "teacher", adabins_teacher(16, *bins), 15)
     return [
         eye,
-        Training("adabins", "standard", adabins_command(16, *bins), 15),
-        Training("adabins", "adaptive", adabins_command(16, "--use_adaptive_loss", *bins), 15),
-        Training("adabins", "frozen", adabins_command(16, "--freeze_rgb", *bins), 15, eye),
-        Training("adabins", "measured depth alone", adabins_command(16, "--phase", "finetune", *bins), 15),
+        Training("adabins", "standard", adabins_student(16, *bins), 15),
+        Training("adabins", "adaptive", adabins_student(16, "--use_adaptive_loss", *bins), 15),
+        Training("adabins", "frozen", adabins_student(16, "--freeze_rgb", *bins), 15, eye),
+        Training("adabins", "measured depth alone", adabins_student(16, "--phase", "finetune", *bins), 15),
         UNET,
     ]
 
@@ -173,8 +178,8 @@ def bins() -> list[Training]:
         "256 bins": ("--n_bins", "256"),
         "fixed bins": ("--n_bins", "64", "--fixed_bins"),
     }.items():
-        eye = Training("bins", f"teacher {name}".strip(), adabins_command(8, "--phase", "teacher", *cut, *FEW), 6)
-        taught = adabins_command(8, "--freeze_rgb", *cut, *FEW)
+        eye = Training("bins", f"teacher {name}".strip(), adabins_teacher(8, *cut, *FEW), 6)
+        taught = adabins_student(8, "--freeze_rgb", *cut, *FEW)
         rows.append(eye)
         if name:
             rows.append(Training("bins", name, (*taught, *BINS["shared_support"]), 6, eye))
