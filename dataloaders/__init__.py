@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from dataloaders.base import MODALITIES, SPLITS, DepthDataset
 from dataloaders.batvision import BatVisionV1, BatVisionV2
+from dataloaders.crops import CropRule
 from dataloaders.images import Images
 from dataloaders.loaders import EpochBatchSampler, collate, create_loader, create_loaders
 from dataloaders.nyu import NYU
@@ -30,6 +31,7 @@ __all__ = [
     "DEFAULT_MAX_DEPTHS",
     "MODALITIES",
     "SPLITS",
+    "CropRule",
     "DepthDataset",
     "EpochBatchSampler",
     "clean_depth",
@@ -74,7 +76,7 @@ def create_dataset(
             ``holdout_location`` (names with commas: train and val drop them, test keeps only them), ``label_fraction``
             and ``label_seed`` (the share of training pairs that keep their depth), ``resample`` (convert other sample
             rates to 44.1 kHz), ``augment`` (training only), ``seed`` (of the augmentation), ``native_depth`` (leave the
-            depth at its own size, for evaluation).
+            depth at its own size, for evaluation), ``crops`` (training only: views of a :class:`CropRule`).
 
     Raises:
         OptionError: an unknown name, or an option that this data set cannot honour.

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataloaders import transforms
+from dataloaders.crops import CropRule, boxes_within, draw_crops
 from dataloaders.readers import Listing, read_image
 from dataloaders.transforms import Size, size_pair
 from errors import DataError, OptionError
@@ -53,6 +54,10 @@ class DepthDataset(Dataset):
     - ``rgb`` [3, S, S] float32 in [0, 1].
     - ``depth`` [1, S, S] float32 in metres, 0 = invalid (all 0 for a pair without a label); native size on request.
     - ``id`` str, ``index`` int: the instance's name and its row.
+
+    In training under a rule of ``crops``, ``rgb`` and ``depth`` are a square crop, drawn anew each epoch, and beside it
+    stand ``local`` [N, 3, S, S], closer views of parts of it, and ``boxes`` [N, 4]: left, top, right and bottom of each
+    in pixels of ``rgb``.
 
     A modality that the data set cannot supply, or that was not asked for, is absent. What is random in a sample comes
     from (seed, epoch, i) alone, whichever process reads it.
@@ -94,6 +99,7 @@ class DepthDataset(Dataset):
         augment: bool = False,
         seed: int = 0,
         native_depth: bool = False,
+        crops: CropRule | None = None,
     ) -> None:
         self.dataset_dir = str(dataset_dir if dataset_dir is not None else self.default_dir)
         self.split = split
@@ -103,6 +109,7 @@ class DepthDataset(Dataset):
         self.augment = augment and split == "train"
         self.seed = seed
         self.native_depth = native_depth
+        self.crops = crops if split == "train" else None
         self._check_options(audio_format, modalities, label_fraction, (seed, label_seed))
         self.preprocessing: dict[str, Any] = {
             "dataset": self.name,
@@ -176,10 +183,13 @@ class DepthDataset(Dataset):
         try:
             if "audio" in self.modalities:
                 sample["audio"] = transforms.prepare_audio(self.read_audio(row), self.preprocessing)  # [2, S, S]
-            if "rgb" in self.modalities:
-                sample["rgb"] = transforms.prepare_rgb(self.read_rgb(row), self.preprocessing)  # [3, S, S]
-            if "depth" in self.modalities:
-                sample["depth"] = self._depth(index)  # [1, S, S]
+            if self.crops is not None:
+                sample |= self._cropped(index, self.crops, np.random.default_rng((self.seed, epoch, index, 1)))
+            else:
+                if "rgb" in self.modalities:
+                    sample["rgb"] = transforms.prepare_rgb(self.read_rgb(row), self.preprocessing)  # [3, S, S]
+                if "depth" in self.modalities:
+                    sample["depth"] = self._depth(index)  # [1, S, S]
         except DataError as error:
             raise DataError(f"{error} ({self.row_name(index)})") from None
         if self.augment:
@@ -213,6 +223,22 @@ class DepthDataset(Dataset):
 
     # ------------------------------------------------------------------------------------------------------ inner parts
 
+    def _cropped(self, index: int, rule: CropRule, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Read a picture, and its depth, and cut the views of a rule out of them."""
+        picture = self.read_rgb(self.rows[index])
+        view, parts = draw_crops(picture.height, picture.width, rule, rng)
+        side = size_pair(self.image_size)[1]
+        views = [transforms.prepare_rgb(picture, self.preprocessing, tuple(box.tolist())) for box in (view, *parts)]
+        sample = {"rgb": views[0], "boxes": torch.from_numpy(boxes_within(view, parts, side))}
+        sample["local"] = torch.stack(views[1:]) if len(parts) else views[0].new_zeros(0, *views[0].shape)
+        if "depth" in self.modalities:
+            depth = torch.zeros(1, *size_pair(self.image_size))
+            if self.labelled[index]:
+                depth = self._clean_depth(self.rows[index])
+                depth = transforms.crop_depth(depth, view.tolist(), picture.height, picture.width)
+            sample["depth"] = transforms.resize_depth(depth, self.image_size)  # [1, S, S]
+        return sample
+
     def _depth(self, index: int) -> Tensor:
         if not self.labelled[index]:
             return torch.zeros(1, *size_pair(self.image_size))
@@ -244,6 +270,8 @@ class DepthDataset(Dataset):
             raise OptionError(f"--label_fraction {label_fraction:g} is not between 0 and 1")
         if min(seeds) < 0:
             raise OptionError("a seed must not be negative")
+        if self.crops is not None and (modalities is None or set(modalities) - {"rgb", "depth"}):
+            raise OptionError("crops are of pictures: a sample of echoes shows the whole scene")
 
     def _held_out(self, rows: list[Row], holdout: str | None) -> list[Row]:
         """Train and val drop the locations held out, test keeps only them."""

@@ -7,7 +7,7 @@ set exposes and a checkpoint stores, so a prediction repeats to the letter what 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -68,6 +68,17 @@ def clean_depth(depth: Tensor, max_depth: float, min_depth: float = 0.0, *, beyo
     return torch.where(valid, depth, torch.zeros_like(depth)).clamp(max=max_depth)
 
 
+def crop_depth(depth: Tensor, box: Sequence[float], height: int, width: int) -> Tensor:
+    """Cut out the part of a map [1, H, W] under a box of a picture of ``height`` and ``width``: [1, h, w].
+
+    Whole pixels, at least one: of what lies at the rim, those whose larger part is inside.
+    """
+    down, across = depth.shape[-2] / height, depth.shape[-1] / width
+    left, top, right, bottom = (round(edge * by) for edge, by in zip(box, (across, down, across, down), strict=True))
+    left, top = min(left, depth.shape[-1] - 1), min(top, depth.shape[-2] - 1)
+    return depth[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+
+
 def resize_depth(depth: Tensor, image_size: Size) -> Tensor:
     """[1, H, W] -> [1, S, S] by nearest-exact: every value was measured, none is blended with a hole."""
     size = size_pair(image_size)
@@ -79,10 +90,13 @@ def resize_depth(depth: Tensor, image_size: Size) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def prepare_rgb(image: Image.Image, preprocessing: Mapping[str, Any]) -> Tensor:
+def prepare_rgb(
+    image: Image.Image, preprocessing: Mapping[str, Any], box: tuple[float, float, float, float] | None = None
+) -> Tensor:
     """A picture of any mode with 8 bits a channel -> [3, S, S] float32 in [0, 1].
 
-    Grey, palette, RGBA and CMYK turn into RGB (alpha is dropped). Resized bilinearly with antialiasing.
+    Grey, palette, RGBA and CMYK turn into RGB (alpha is dropped). Resized bilinearly with antialiasing; of a ``box``
+    (left, top, right, bottom; pixels), where one is given.
 
     Raises:
         DataError: 16-bit or float pictures, which Pillow would cut off at 255 rather than scale.
@@ -93,8 +107,8 @@ def prepare_rgb(image: Image.Image, preprocessing: Mapping[str, Any]) -> Tensor:
         )
     height, width = size_pair(preprocessing["image_size"])
     image = image.convert("RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if box is not None or image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # [S, S, 3]
     return pixels.permute(2, 0, 1).float().div_(255).contiguous()  # [3, S, S]
 
@@ -212,17 +226,21 @@ def augment_sample(sample: dict[str, Any], rng: np.random.Generator) -> dict[str
 
     In a mirrored scene left is right: the picture and the depth map are flipped and the ears change places, together.
     All draws are made whatever modalities are present, so a teacher and a student that load different ones see the
-    same view.
+    same view. Local views of the picture (``dataloaders.crops``) go with it.
     """
     mirrored = rng.random() < 0.5
     brightness, contrast, saturation = rng.uniform(0.8, 1.2, size=3).tolist()
     sample = dict(sample)
-    if "rgb" in sample:
-        rgb = F.adjust_saturation(sample["rgb"], saturation)
+    for key in {"rgb", "local"} & set(sample):
+        rgb = F.adjust_saturation(sample[key], saturation)
         rgb = F.adjust_contrast(rgb, contrast)
-        sample["rgb"] = F.adjust_brightness(rgb, brightness)
+        sample[key] = F.adjust_brightness(rgb, brightness)
     if mirrored:
-        for key, dim in (("rgb", -1), ("depth", -1), ("audio", 0)):
+        for key, dim in (("rgb", -1), ("local", -1), ("depth", -1), ("audio", 0)):
             if key in sample:
                 sample[key] = sample[key].flip(dim)
+        if "boxes" in sample:
+            left, top, right, bottom = sample["boxes"].unbind(dim=-1)  # [N] each
+            width = sample["rgb"].shape[-1]
+            sample["boxes"] = torch.stack([width - right, top, width - left, bottom], dim=-1)
     return sample
