@@ -123,6 +123,8 @@ def test_learning_rates():
     assert none(99) == 1
     again = learning_rate_factor("cosine", 100, restarts=(0.25, 0.75))
     assert [again(step) for step in (0, 24, 25, 50, 75, 100)] == pytest.approx([1, cosine(96), 1, 0.5, 1, 0], abs=1e-12)
+    warm = learning_rate_factor("cosine", 100, warmup=10)
+    assert [warm(step) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5 * cosine(4), cosine(9), 0.5])
 
 
 def test_precision():

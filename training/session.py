@@ -103,7 +103,8 @@ def run_training(
         task.compile()
     wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
     progress = restore_training(start, fabric, task, optimizer)
-    factor = learning_rate_factor(args.scheduler, steps * args.nb_epochs, task.restarts)
+    warmup = steps * getattr(args, "warmup_epochs", 0)
+    factor = learning_rate_factor(args.scheduler, steps * args.nb_epochs, task.restarts, warmup)
     scheduler = LambdaLR(optimizer, factor, last_epoch=progress.epoch * steps - 1)
     last = args.stop_after_epoch or args.nb_epochs
     if progress.epoch >= last:
@@ -181,25 +182,33 @@ def conclude(args: argparse.Namespace, experiment: Experiment, progress: Progres
 
 def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:
     """Build the optimiser of ``--optimizer``, fused: one kernel per step, and the one that a NaN can gate."""
+    groups = [
+        {"params": parameters, "lr": args.learning_rate * scale}
+        for scale, parameters in task.trainable_groups().items()
+    ]
     options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
     if args.optimizer == "SGD":
-        return torch.optim.SGD(task.trainable(), momentum=0.9, **options)
-    return getattr(torch.optim, args.optimizer)(task.trainable(), **options)
+        return torch.optim.SGD(groups, momentum=0.9, **options)
+    return getattr(torch.optim, args.optimizer)(groups, **options)
 
 
-def learning_rate_factor(kind: str, total: int, restarts: Sequence[float] = ()) -> Callable[[int], float]:
+def learning_rate_factor(
+    kind: str, total: int, restarts: Sequence[float] = (), warmup: int = 0
+) -> Callable[[int], float]:
     """Return the factor on the learning rate as a function of the step, over ``total`` steps.
 
-    ``restarts`` are shares of the training at which the schedule begins anew, to end at the next.
+    ``restarts`` are shares of the training at which the schedule begins anew, to end at the next. Over the first
+    ``warmup`` steps it also grows linearly, from 1 / ``warmup`` of itself on.
     """
     bounds = [0, *(round(share * total) for share in restarts), total]
 
     def factor(step: int) -> float:
         begin, end = next((a, b) for a, b in itertools.pairwise(bounds) if step < b or b == total)
         share = min((step - begin) / (end - begin), 1)
+        grown = min((step + 1) / warmup, 1.0) if warmup else 1.0
         if kind == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * share))
-        return 0.1 ** sum(share >= limit for limit in (0.5, 0.75)) if kind == "step" else 1.0
+            return grown * 0.5 * (1 + math.cos(math.pi * share))
+        return grown * 0.1 ** sum(share >= limit for limit in (0.5, 0.75)) if kind == "step" else grown
 
     return factor
 

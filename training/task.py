@@ -41,6 +41,10 @@ class Task(nn.Module):
         """Return the parameters that the optimiser gets."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def trainable_groups(self) -> dict[float, list[Parameter]]:
+        """Return the trainable parameters by their factor on ``--learning_rate``."""
+        return {1.0: self.trainable()}
+
     def watched(self) -> dict[str, nn.Module]:
         """Return the networks beside the student whose metrics stand in the CSV, by the name of their columns."""
         return {}
