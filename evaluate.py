@@ -19,7 +19,7 @@ from errors import DataError, OptionError, run_script
 from models import DepthModel
 from training import loop, options
 from training.baselines import FixedPrediction, fit_baselines
-from training.checkpoint import load_checkpoint, restore_model
+from training.checkpoint import dataset_options_of, load_checkpoint, restore_model
 from training.engine import create_fabric
 from training.files import write_whole
 from training.metrics import DEPTH_BINS, METRICS, MetricTable
@@ -155,20 +155,16 @@ def data_options(args: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[s
     one that it was trained on.
     """
     trained: dict[str, Any] = checkpoint["args"]
-    preprocessing: dict[str, Any] = checkpoint["preprocessing"]
+    data = dataset_options_of(checkpoint)
     same = args.dataset in (None, trained["dataset"]) and (
         args.dataset_dir is None or str(args.dataset_dir) == trained["dataset_dir"]
     )
-    data = {
-        "name": args.dataset or trained["dataset"],
-        "dataset_dir": args.dataset_dir or (trained["dataset_dir"] if same else None),
-        "holdout_location": args.holdout_location or (trained["holdout_location"] if same else None),
-        **{key: preprocessing[key] for key in ("image_size", "max_depth", "min_depth", "resample")},
-    }
-    if preprocessing["audio_format"] is not None:
-        data["audio_format"] = preprocessing["audio_format"]
     if same:
         data |= {key: trained[key] for key in ("label_fraction", "label_seed")}
+    else:
+        data |= {"name": args.dataset or data["name"], "dataset_dir": args.dataset_dir, "holdout_location": None}
+    if args.holdout_location:
+        data["holdout_location"] = args.holdout_location
     return data
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from dataloaders import create_dataset, create_loader
 from errors import OptionError, run_script
 from training import loop, options
-from training.checkpoint import load_checkpoint, restore_model
+from training.checkpoint import dataset_options_of, load_checkpoint, restore_model
 from training.engine import create_fabric
 
 
@@ -61,15 +61,9 @@ def predict_both_ways(args: argparse.Namespace, path: Path) -> dict[str, Tensor]
     model = restore_model(checkpoint, path)
     if "audio" not in model.inputs:
         raise OptionError(f"--checkpoint {path}: {model.name} takes {' and '.join(model.inputs)}; it has no ears")
-    trained, preprocessing = checkpoint["args"], checkpoint["preprocessing"]
-    dataset = create_dataset(
-        name=trained["dataset"],
-        dataset_dir=args.dataset_dir or trained["dataset_dir"],
-        split=args.split,
-        holdout_location=trained.get("holdout_location"),
-        modalities={*model.inputs, "depth"},
-        **{key: preprocessing[key] for key in ("image_size", "max_depth", "min_depth", "resample", "audio_format")},
-    )
+    data = dataset_options_of(checkpoint)
+    data["dataset_dir"] = args.dataset_dir or data["dataset_dir"]
+    dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
     dataset.require_depth()
     fabric = create_fabric(args)
     fabric.to_device(model.to(memory_format=torch.channels_last))

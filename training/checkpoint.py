@@ -93,6 +93,23 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> DepthModel:
     return model.eval()
 
 
+def dataset_options_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``dataloaders.create_dataset`` under which a checkpoint's data set looks as in training.
+
+    The split, the modalities and which pairs kept their labels are left to the caller.
+    """
+    trained, preprocessing = checkpoint["args"], checkpoint["preprocessing"]
+    options = {
+        "name": trained["dataset"],
+        "dataset_dir": trained["dataset_dir"],
+        "holdout_location": trained.get("holdout_location"),
+        **{key: preprocessing[key] for key in ("image_size", "max_depth", "min_depth", "resample")},
+    }
+    if preprocessing["audio_format"] is not None:
+        options["audio_format"] = preprocessing["audio_format"]
+    return options
+
+
 def load_weights(model: DepthModel, checkpoint: dict[str, Any], path: Path) -> None:
     """Load a checkpoint's weights into ``model``, strictly.
 
