@@ -15,7 +15,7 @@ from training import checkpoint, loop
 from training.engine import resolve_precision, seed_epoch
 from training.run_log import RunLog, Table, read_csv
 from training.session import learning_rate_factor
-from training.task import Task
+from training.task import Task, count_images, mean_over_images
 from training.tasks import SupervisedDepthTask
 
 OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
@@ -79,6 +79,53 @@ def test_blank_maps_are_counted(rooms, tmp_path, capsys):
         means = loop.train_epoch(fabric, wrapped, optimizer, scheduler, loader, epoch=1, steps=3, total=3, log=log)
     assert "12 training images have no valid depth pixel" in capsys.readouterr().out
     assert means["train_l1"] == 0
+
+
+class CountedTask(Task):
+    """Its parts are the depths themselves: over the labelled images, and over all."""
+
+    uses_unlabelled = True
+
+    def forward(self, batch, progress):
+        values = self.student(batch["depth"].mean(dim=(2, 3)))[:, 0]  # [B]; the student multiplies by 1
+        labelled = (batch["depth"] > 0).flatten(1).any(dim=1)
+        parts = {"task": mean_over_images(values, labelled), "all": mean_over_images(values)}
+        return {"loss": parts["all"], "depth": batch["depth"], **parts, "counts": {"task": count_images(labelled)}}
+
+
+DEPTHS = ([2.0, 4.0], [0.0, 0.0], [6.0, 0.0])  # of each image of three steps; 0: no label
+
+
+def means_of_an_epoch(fabric, folder, share=slice(None)):
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(student.weight)
+    task = CountedTask(student)
+    task, optimizer = fabric.setup(task, torch.optim.SGD(task.parameters(), lr=0.0, fused=True))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    maps = [torch.tensor(depths[share])[:, None, None, None].expand(-1, 1, 2, 2) for depths in DEPTHS]
+    loader = [{"depth": depth, "id": ["?"] * len(depth)} for depth in maps]
+    log = RunLog(folder, folder, enabled=fabric.is_global_zero)
+    return loop.train_epoch(fabric, task, optimizer, scheduler, loader, epoch=1, steps=3, total=3, log=log)
+
+
+def save_means_of_a_process(rank, port, folder):
+    torchrun = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({key: str(value) for key, value in torchrun.items()})
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    torch.save(means_of_an_epoch(fabric, folder, slice(rank, None, 2)), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_mean_of_what_labels_teach_is_over_the_labelled_images(tmp_path):
+    means = means_of_an_epoch(Fabric(accelerator="cpu", devices=1), tmp_path)
+    assert means["train_task"] == pytest.approx((2 + 4 + 6) / 3)
+    assert means["train_all"] == pytest.approx((3 + 0 + 3) / 3)
+    port = 27500 + os.getpid() % 2000
+    torch.multiprocessing.spawn(save_means_of_a_process, (port, tmp_path), 2)
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(means)
 
 
 class RunLogIn:

@@ -54,7 +54,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     out = AdaBinsDistillationTask(student, teacher, loss)(a_batch((True, False)), 0.0)
     weights = {"task": 2 / 2, "response": 3, "feature": 5, "bin": 7, "sparse": 11, "chamfer": 13 / 2,
                "teacher_task": 1, "teacher_sparse": 11, "teacher_chamfer": 13}  # fmt: skip
-    assert set(out) == {"loss", "depth", "labelled", *weights}
+    assert set(out) == {"loss", "depth", "labelled", "counts", *weights}
+    assert out["counts"] == dict.fromkeys([key for key in weights if key in ("task", "chamfer") or "_" in key], 1)
     assert out["labelled"].item() == 0.5
     assert out["loss"].item() == pytest.approx(sum(w * out[key].item() for key, w in weights.items()), rel=1e-5)
 
@@ -64,7 +65,8 @@ def test_it_runs_in_bf16(kind):
     task = AdaBinsDistillationTask(*networks(), DistillationLoss(bin_loss=kind, lambda_chamfer=0.1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = task(a_batch(), 0.0)
-    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in out.values())
+    values = [*out.pop("counts").values(), *out.values()]
+    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in values)
     out["loss"].backward()
 
 

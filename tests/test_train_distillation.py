@@ -90,6 +90,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     batch = a_batch()
     out = task(batch, 0.0)
     assert out["loss"].item() == pytest.approx((2 * out["task"] + 3 * out["response"] + 5 * out["feature"]).item())
+    assert out["counts"] == {"task": 2}, "the other parts are over all images"
     assert out["feature"].item() == pytest.approx((out["feature_d1"] + out["feature_d2"]).item())
     taught = teacher(batch["rgb"])
     assert out["task"].item() == pytest.approx((out["depth"] - batch["depth"]).abs().mean().item(), rel=1e-5)
@@ -221,6 +222,7 @@ def test_no_label_at_all_is_no_reason_to_stop():
     student, teacher = models()
     out = DistillationTask(student, teacher, ResponseDistillation())(a_batch((False, False)), 0.0)
     assert out["task"].item() == 0
+    assert out["counts"] == {"task": 0}
     assert out["loss"].item() == out["response"].item() > 0
 
 

@@ -138,11 +138,15 @@ def train_epoch(
     total: int,
     log: RunLog,
 ) -> Row:
-    """Train for one epoch of ``steps`` batches, of ``total`` in the run; return the mean of each part of the loss."""
+    """Train for one epoch of ``steps`` batches, of ``total`` in the run; return the mean of each part of the loss.
+
+    The mean is over the steps, weighted by the images where the task counts them; a part that had none is 0.
+    """
     task.train()
     guard = NotANumberGuard(fabric, optimizer)
     window: list[Row] = []
     sums: dict[str, Tensor] = {}
+    weights: dict[str, Tensor | int] = {}
     blank = torch.zeros((), device=fabric.device)  # images without one valid depth pixel
     with Batches(fabric, loader, steps, f"epoch {epoch}") as batches:
         for step, batch in enumerate(batches, start=(epoch - 1) * steps):
@@ -152,8 +156,11 @@ def train_epoch(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+            counts = losses.pop("counts", {})
             parts = {key: value.detach() for key, value in losses.items() if value.ndim == 0}
-            sums = {key: sums.get(key, 0) + value for key, value in parts.items()}
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0) + value * counts.get(key, 1)
+                weights[key] = weights.get(key, 0) + counts.get(key, 1)
             blank += (~(batch["depth"] > 0).flatten(1).any(dim=1)).sum() if "depth" in batch else 0
             window.append({"step": step + 1, "epoch": epoch, "lr": scheduler.get_last_lr()[0], **parts})
             scheduler.step()
@@ -166,7 +173,8 @@ def train_epoch(
     holes = int(reduce(fabric, blank, "sum"))
     if holes and not getattr(task, "uses_unlabelled", False):
         log.warn(f"epoch {epoch}: {holes} training images have no valid depth pixel and taught nothing")
-    return {f"train_{key}": float(reduce(fabric, value / steps, "mean")) for key, value in sums.items()}
+    means = {key: value / torch.as_tensor(weights[key]).clamp(min=1) for key, value in sums.items()}
+    return {f"train_{key}": float(reduce(fabric, value, "mean")) for key, value in means.items()}
 
 
 @torch.no_grad()

@@ -22,6 +22,10 @@ class Task(nn.Module):
     [0, 1] is the share of the training that is done; it drives curricula. Every part stands in the console, in the CSV
     and in W&B under its key.
 
+    A part that is a mean over some of the batch's images alone, such as the labelled ones, is named in a further entry,
+    ``"counts": {part: scalar}``, with how many these were in all processes (:func:`count_images`): its mean over an
+    epoch is the one over these images. Every other part weighs each step the same.
+
     Attributes:
         student: the network that is trained, saved and evaluated.
         needs: the sample keys that ``forward`` reads.
@@ -122,6 +126,14 @@ def model_inputs(model: Any, batch: Batch) -> tuple[Tensor, ...]:
                  for key in model.inputs)  # fmt: skip
 
 
+def count_images(counts: Tensor) -> Tensor:
+    """Return how many images of all processes count, of bool [B] in each: a float32 scalar."""
+    number = counts.sum().float()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(number)
+    return number
+
+
 def mean_over_images(values: Tensor, counts: Tensor | None = None) -> Tensor:
     """Average per-image losses [B] over the images that count, of all processes: a scalar.
 
@@ -133,9 +145,6 @@ def mean_over_images(values: Tensor, counts: Tensor | None = None) -> Tensor:
         counts: bool [B], the images that count (those with a depth label); None takes all.
     """
     counts = torch.ones_like(values, dtype=torch.bool) if counts is None else counts
-    number = counts.sum().to(values.dtype)
-    processes = 1
-    if dist.is_available() and dist.is_initialized():
-        processes = dist.get_world_size()
-        dist.all_reduce(number)
+    number = count_images(counts).to(values.dtype)
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     return torch.where(counts, values, 0.0).sum() * processes / number.clamp(min=1)

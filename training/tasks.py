@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from training.depth_losses import edge_aware_smoothness, edge_loss, l1_loss, low_pass
 from training.metrics import valid_pixels
-from training.task import Batch, Guest, Task, mean_over_images, model_inputs
+from training.task import Batch, Guest, Task, count_images, mean_over_images, model_inputs
 from utils_distillation_loss import DistillationLoss, FeatureDistillation, ResponseDistillation
 
 RAMP = 0.2  # of the training: until then, ramped terms grow from 0 to their weights
@@ -42,14 +42,15 @@ class SupervisedDepthTask(Task):
         grown = min(progress / RAMP, 1.0)
         return {term: weight * (grown if term in self.ramped else 1.0) for term, weight in self.weights.items()}
 
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the loss, its parts (unweighted), and the depth [B, 1, H, W] in metres."""
+    def forward(self, batch: Batch, progress: float) -> dict[str, Any]:
+        """Return the loss, its parts (unweighted), their counts, and the depth [B, 1, H, W] in metres."""
         valid = valid_pixels(batch["depth"])
         labelled = valid.flatten(1).any(dim=1)  # [B]
         depth, terms = self.compare(batch, valid)
         parts = {term: mean_over_images(value, labelled) for term, value in terms.items()}
         loss = torch.stack([weight * parts[term] for term, weight in self.weights_at(progress).items()]).sum()
-        return {"loss": loss, "depth": depth, **parts}
+        counts = dict.fromkeys(parts, count_images(labelled))
+        return {"loss": loss, "depth": depth, **parts, "counts": counts}
 
     def compare(self, batch: Batch, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the student's depth [B, 1, H, W] and its terms, [B] each."""
@@ -144,8 +145,8 @@ class DistillationTask(Task):
         task, taught = (start + (end - start) * progress for start, end in self.SCHEDULES[self.schedule])
         return self.lambda_task * task, self.lambda_kd * taught, self.lambda_feat * taught
 
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the loss, the depth [B, 1, H, W] in metres, and the parts, unweighted.
+    def forward(self, batch: Batch, progress: float) -> dict[str, Any]:
+        """Return the loss, the depth [B, 1, H, W] in metres, and the parts, unweighted, with the count of ``task``.
 
         These are ``task``, ``labelled``, ``response`` and, with features, ``feature`` and ``feature_<level>`` of each.
         """
@@ -173,7 +174,7 @@ class DistillationTask(Task):
         task, kd, feat = self.weights(progress)
         # Over all images at once: of several processes, each may have another share of the labels.
         loss = task * mean_over_images(measured) + kd * parts["response"] + feat * parts.get("feature", 0.0)
-        return {"loss": loss, "depth": depth, **parts}
+        return {"loss": loss, "depth": depth, **parts, "counts": {"task": count_images(labelled)}}
 
 
 class AdaBinsDistillationTask(Task):
@@ -234,8 +235,11 @@ class AdaBinsDistillationTask(Task):
             return {}
         return {"teacher": self.teacher.model if isinstance(self.teacher, Guest) else self.teacher}
 
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the loss, the depth [B, 1, H, W] in metres of the network that learns, and the parts, unweighted."""
+    def forward(self, batch: Batch, progress: float) -> dict[str, Any]:
+        """Return the loss, the depth [B, 1, H, W] in metres of the network that learns, and the parts, unweighted.
+
+        The parts over the labelled images come with their counts.
+        """
         phase, share = self.phase_at(progress)
         valid = valid_pixels(batch["depth"])
         weights = self.loss.weights_at(1.0 if phase == "finetune" else share)
@@ -253,18 +257,21 @@ class AdaBinsDistillationTask(Task):
             weights |= {f"teacher_{term}": self.loss.weights[term] for term in own} | {"teacher_task": 1.0}
         labelled = valid.flatten(1).any(dim=1)  # [B]
         alone = phase != "distill" or taught is None  # nothing but measured depth teaches: the labelled images count
-        parts, total = {}, []
+        parts, counts, total = {}, {}, []
+        number = count_images(labelled)
         for term, value in terms.items():
             untaught = alone or term.startswith("teacher_")
             measured = untaught or term in self.MEASURED
             parts[term] = mean_over_images(value, labelled if measured else None)
+            if measured:
+                counts[term] = number
             # Over all images at once: of several processes, each may have another share of the labels.
             over_all = mean_over_images(torch.where(labelled, value, 0.0)) if measured and not untaught else parts[term]
             total.append(weights[term] * over_all)
         answer = heard if heard is not None else taught
         assert answer is not None
         parts["labelled"] = mean_over_images(labelled.float())
-        return {"loss": torch.stack(total).sum(), "depth": answer[0], **parts}
+        return {"loss": torch.stack(total).sum(), "depth": answer[0], **parts, "counts": counts}
 
     def ask_teacher(self, batch: Batch, learns: bool) -> Any:
         """Return the teacher's depth and features; without a gradient, and in eval mode, unless it learns."""
