@@ -13,13 +13,14 @@ FLOORS = [
     {"training.session"},
     {"training.loop", "training.tasks"},
     {"training.task", "training.checkpoint", "training.run_log", "training.visualization", "training.options",
-     "training.engine", "training.experiment", "training.baselines"},
+     "training.engine", "training.experiment", "training.baselines", "training.micro_batches"},
     {"models", "dataloaders", "simulation", "utils_distillation_loss", "training.depth_losses", "training.metrics",
      "training.files"},
     {"errors"},
 ]  # fmt: skip
 SAME_FLOOR = {
     ("training.experiment", "training.checkpoint"),
+    ("training.micro_batches", "training.task"),
     ("training.experiment", "training.options"),
     ("dataloaders", "simulation"),
     ("utils_distillation_loss", "training.depth_losses"),

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from errors import TrainingError, UserError, from_worker
 from training.engine import seed_epoch
 from training.metrics import MetricTable
+from training.micro_batches import MicroBatches
 from training.run_log import Row, RunLog
 from training.task import Batch, model_inputs
 
@@ -28,7 +29,7 @@ READ_EVERY = 20  # steps between two looks at the device: reading a loss waits f
 
 @dataclass
 class Progress:
-    """How far a run is. ``best`` is the lowest validation RMSE in metres so far, reached in ``best_epoch``."""
+    """How far a run is. ``best`` is the lowest value of the criterion so far, reached in ``best_epoch``."""
 
     epoch: int = 0
     step: int = 0
@@ -44,7 +45,10 @@ class Plan:
         epochs: the length that schedules and curricula refer to.
         stop_after: the last epoch of this session.
         seed: of the random state of each epoch.
-        limit_train, limit_val: batches per epoch, or None for all.
+        limit_train: batches per epoch, or None for all.
+        micro_batch: images that go through the network at a time, or None for the whole batch.
+        criterion: the metric whose lowest value is the best epoch's.
+        on_step: called with the number of the step, from 1 on, and its batch, after the update.
         on_epoch_end: called with the progress and whether it is the best so far; it saves and draws.
     """
 
@@ -52,7 +56,9 @@ class Plan:
     stop_after: int
     seed: int
     limit_train: int | None = None
-    limit_val: int | None = None
+    micro_batch: int | None = None
+    criterion: str = "val_rmse"
+    on_step: Callable[[int, Batch], None] = field(default=lambda step, batch: None)
     on_epoch_end: Callable[[Progress, bool], None] = field(default=lambda progress, is_best: None)
 
 
@@ -62,13 +68,11 @@ def fit(
     optimizer: Optimizer,
     scheduler: LRScheduler,
     train_loader: DataLoader,
-    val_loader: DataLoader,
+    validate: Callable[[int], Row],
     *,
-    student: nn.Module,
     progress: Progress,
     plan: Plan,
     log: RunLog,
-    watched: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Train from ``progress`` on to the end of the plan, validating after each epoch.
 
@@ -78,18 +82,18 @@ def fit(
         optimizer: set up by ``fabric``.
         scheduler: steps once per batch.
         train_loader: its batch sampler has ``start_epoch``.
-        val_loader: yields every validation sample once, over all processes together.
-        student: the network that is validated.
+        validate: called with the epoch, returns the columns that its row in the log gets beside the losses, the
+            criterion among them. See :func:`validate`.
         progress: moved on in place.
         plan: lengths and callbacks.
         log: is told every step and every epoch.
-        watched: networks that are validated beside the student, for the log alone, by the name of their columns.
 
     Raises:
         TrainingError: the loss, or a gradient, is not a number: nothing of that step reached the weights. Or the last
             steps left weights that answer with NaN: nothing of that epoch reached a checkpoint.
     """
     steps = steps_per_epoch(train_loader, plan.limit_train)
+    micro = MicroBatches(fabric, plan.micro_batch, log.warn)
     while progress.epoch < plan.stop_after:
         epoch = progress.epoch + 1
         seed_epoch(plan.seed, epoch, fabric.global_rank)
@@ -105,23 +109,14 @@ def fit(
             steps=steps,
             total=steps * plan.epochs,
             log=log,
+            micro=micro,
+            on_step=plan.on_step,
         )
-        table = evaluate(fabric, student, val_loader, plan.limit_val, title=f"epoch {epoch} validation")
-        metrics = epoch_metrics(table)
-        if metrics["val_n_images"] and math.isnan(metrics["val_rmse"]):
-            raise TrainingError(
-                f"epoch {epoch}: the network answers the validation samples with what is not a number; the checkpoints "
-                "are those from before. Lower --learning_rate"
-            )
-
-        for name, model in (watched or {}).items():
-            beside = evaluate(fabric, model, val_loader, plan.limit_val, title=f"epoch {epoch} validation, {name}")
-            metrics |= epoch_metrics(beside, f"val_{name}")
-
+        metrics = validate(epoch)
         progress.epoch, progress.step = epoch, epoch * steps
-        is_best = metrics["val_rmse"] < progress.best  # NaN is never less
+        is_best = metrics[plan.criterion] < progress.best  # NaN is never less
         if is_best:
-            progress.best, progress.best_epoch = metrics["val_rmse"], epoch
+            progress.best, progress.best_epoch = metrics[plan.criterion], epoch
         log.epoch({"epoch": epoch, "lr": learning_rate, **parts, **metrics}, progress.step)
         plan.on_epoch_end(progress, is_best)
 
@@ -137,12 +132,15 @@ def train_epoch(
     steps: int,
     total: int,
     log: RunLog,
+    micro: MicroBatches | None = None,
+    on_step: Callable[[int, Batch], None] = lambda step, batch: None,
 ) -> Row:
     """Train for one epoch of ``steps`` batches, of ``total`` in the run; return the mean of each part of the loss.
 
     The mean is over the steps, weighted by the images where the task counts them; a part that had none is 0.
     """
     task.train()
+    micro = micro or MicroBatches(fabric)
     guard = NotANumberGuard(fabric, optimizer)
     window: list[Row] = []
     sums: dict[str, Tensor] = {}
@@ -150,14 +148,12 @@ def train_epoch(
     blank = torch.zeros((), device=fabric.device)  # images without one valid depth pixel
     with Batches(fabric, loader, steps, f"epoch {epoch}") as batches:
         for step, batch in enumerate(batches, start=(epoch - 1) * steps):
-            losses = task(batch, step / total)
-            fabric.backward(losses["loss"])
+            losses = micro.backward(task, batch, step / total)
             guard.watch(step, losses["loss"], batch["id"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-            counts = losses.pop("counts", {})
-            parts = {key: value.detach() for key, value in losses.items() if value.ndim == 0}
+            counts, parts = losses.pop("counts"), losses
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0) + value * counts.get(key, 1)
                 weights[key] = weights.get(key, 0) + counts.get(key, 1)
@@ -170,11 +166,54 @@ def train_epoch(
                 log.steps(rows)
                 batches.show(loss=f"{rows[-1]['loss']:.4f}", lr=f"{rows[-1]['lr']:.2g}")
                 window = []
+            on_step(step + 1, batch)
     holes = int(reduce(fabric, blank, "sum"))
     if holes and not getattr(task, "uses_unlabelled", False):
         log.warn(f"epoch {epoch}: {holes} training images have no valid depth pixel and taught nothing")
     means = {key: value / torch.as_tensor(weights[key]).clamp(min=1) for key, value in sums.items()}
     return {f"train_{key}": float(reduce(fabric, value, "mean")) for key, value in means.items()}
+
+
+def validate(
+    fabric: Fabric,
+    networks: Mapping[str, nn.Module],
+    loader: DataLoader,
+    limit: int | None,
+    known: dict[str, Row],
+    epoch: int,
+) -> Row:
+    """Score networks on the validation samples; return their metrics as columns.
+
+    One without a parameter that trains, a frozen teacher, is scored in the first epoch alone.
+
+    Args:
+        fabric: device, precision and processes.
+        networks: by the prefix of their columns, the one that is trained first.
+        loader: yields every validation sample once, over all processes together.
+        limit: batches, or None for all.
+        known: keeps what does not change from one epoch to the next.
+        epoch: for progress bar and messages.
+
+    Raises:
+        TrainingError: the first network answers with NaN.
+    """
+    metrics: Row = {}
+    for number, (prefix, network) in enumerate(networks.items()):
+        if prefix in known:
+            metrics |= known[prefix]
+            continue
+        columns = epoch_metrics(
+            evaluate(fabric, network, loader, limit, title=f"epoch {epoch} validation, {prefix}"), prefix
+        )
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            known[prefix] = columns
+        metrics |= columns
+        if number == 0 and metrics[f"{prefix}_n_images"] and math.isnan(metrics[f"{prefix}_rmse"]):
+            raise TrainingError(
+                f"epoch {epoch}: the network answers the validation samples with what is not a number; the checkpoints "
+                "are those from before. Lower --learning_rate"
+            )
+    return metrics
 
 
 @torch.no_grad()
@@ -217,7 +256,7 @@ def predict(fabric: Fabric, model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.interpolate(depth, size, mode="bilinear", align_corners=False)  # [B, 1, H, W]
 
 
-def epoch_metrics(table: MetricTable, prefix: str = "val") -> Row:
+def epoch_metrics(table: MetricTable, prefix: str) -> Row:
     """Return a table's means as flat columns: ``val_rmse``, ..., ``val_gt_0.5_rmse``, ..."""
     columns: Row = {}
     for key, value in table.means().items():

@@ -186,6 +186,13 @@ def add_optimization_options(
     group.add_argument(
         "--batch_size", type=positive_int, default=batch_size, metavar="N", help="over all processes together"
     )
+    group.add_argument(
+        "--micro_batch",
+        type=positive_int,
+        metavar="N",
+        help="pairs that go through at a time, on each process; their gradients add up to the batch's (default: all, "
+        "and half as many whenever the memory runs out)",
+    )
     group.add_argument("--learning_rate", type=positive_float, default=learning_rate, metavar="LR", help="at the start")
     group.add_argument("--nb_epochs", type=positive_int, default=200, metavar="N", help="number of epochs")
     group.add_argument(

@@ -10,6 +10,7 @@ import itertools
 import math
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,18 +146,20 @@ def run_training(
             log.picture("validation", path, progress.step)
         save_checkpoint(state, experiment.checkpoints / "last.pth")
 
+    networks = {"val": student, **{f"val_{name}": model for name, model in task.watched().items()}}
+    validate = partial(loop.validate, fabric, networks, val_loader, args.limit_val_batches, {})
     plan = Plan(
         epochs=args.nb_epochs,
         stop_after=last,
         seed=args.seed,
         limit_train=args.limit_train_batches,
-        limit_val=args.limit_val_batches,
+        micro_batch=args.micro_batch,
         on_epoch_end=on_epoch_end,
     )
     try:
         loop.fit(
-            fabric, wrapped, wrapped_optimizer, scheduler, train_loader, val_loader,
-            student=student, progress=progress, plan=plan, log=log, watched=task.watched(),
+            fabric, wrapped, wrapped_optimizer, scheduler, train_loader, validate,
+            progress=progress, plan=plan, log=log,
         )  # fmt: skip
         conclude(args, experiment, progress, log)
     except KeyboardInterrupt:
