@@ -142,16 +142,16 @@ def adabins_student(base_channels: int, *flags: str) -> tuple[str, ...]:
 
 
 def adabins() -> list[Training]:
-    """All pairs have depth; the three ways to teach an AdaBins student, and the U-Net baseline."""
+    """All pairs have depth; the three ways to teach an AdaBins student, and those whom nobody teaches."""
     bins = ("--n_bins", "64")
-    eye = Training("adabins", "teacher", adabins_teacher(16, *bins), 15)
+    eye = Training("adabins", "teacher", adabins_teacher(16, *bins), 10)
     return [
         eye,
-        Training("adabins", "standard", adabins_student(16, *bins), 15),
-        Training("adabins", "adaptive", adabins_student(16, "--use_adaptive_loss", *bins), 15),
-        Training("adabins", "frozen", adabins_student(16, "--freeze_rgb", *bins), 15, eye),
-        Training("adabins", "measured depth alone", adabins_student(16, "--phase", "finetune", *bins), 15),
-        UNET,
+        Training("adabins", "standard", adabins_student(16, *bins), 10),
+        Training("adabins", "adaptive", adabins_student(16, "--use_adaptive_loss", *bins), 10),
+        Training("adabins", "frozen", adabins_student(16, "--freeze_rgb", *bins), 10, eye),
+        Training("adabins", "measured depth alone", adabins_student(16, "--phase", "finetune", *bins), 10),
+        Training("adabins", UNET.name, UNET.command, 10),
     ]
 
 
