@@ -119,9 +119,7 @@ def disparity_contexts(disparity: Tensor, valid: Tensor, variant: str = "dr", le
     else:
         ranked = d.masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values  # [B, H * W], the valid ones first
         count = valid.flatten(1).sum(dim=1, keepdim=True)  # [B, 1]
-        first = (
-            torch.arange(1, parts, device=d.device) * count // parts
-        )  # [B, parts - 1], the rank of a segment's least
+        first = torch.arange(1, parts, device=d.device) * count // parts  # [B, parts - 1], ranks of lower bounds
         bounds = ranked.gather(1, first.clamp(max=ranked.shape[1] - 1))
         segment = torch.searchsorted(bounds, d.flatten(1), right=True).view_as(valid)
     levels = []
