@@ -1,8 +1,9 @@
 """Every distillation loss: pure functions, then thin modules around them.
 
-Response losses hold a student's depth map against a teacher's and return one value per image, [B]. Feature losses hold
-one level of a student's features against the same level of a teacher's; they too return [B], except that of the Gram
-matrices, which compares the images of a batch with each other and returns one scalar. ``training.task`` averages.
+Response losses hold a student's depth map against a teacher's and return one value per image, [B]; so do disparity
+losses, for maps (large = near) whose scale and shift nobody knows. Feature losses hold one level of a student's
+features against the same level of a teacher's; they too return [B], except that of the Gram matrices, which compares
+the images of a batch with each other and returns one scalar. ``training.task`` averages.
 
 All run in float32, whatever the precision of the networks. Identical inputs give 0. The teacher's side is detached, so
 gradients reach the student and the adapters alone. An image without a valid pixel gives 0 with a gradient of 0.
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from errors import OptionError
-from training.depth_losses import l1_loss, masked_mean, silog_loss
+from training.depth_losses import l1_loss, masked_mean, silog_loss, steps_along
 
 TEMPERATURE = 4.0  # of channel-wise distillation, as in its paper
 UNIT_EPS = 1e-6  # the shortest vector that is brought to unit length
@@ -76,6 +78,250 @@ def depth_to_disparity(depth: Tensor) -> Tensor:
     return depth.float().clamp(min=NEAREST).reciprocal()
 
 
+# ---------------------------------------------------------------------------------------------------------- disparities
+
+NORMALIZATIONS = ("global", "hybrid", "local", "none")
+HDN_VARIANTS = ("dr", "dp", "ds")
+FLAT = 1e-3  # a context's mean deviation, as a share of its whole map's, below which the context counts as flat
+
+
+def disparity_contexts(disparity: Tensor, valid: Tensor, variant: str = "dr", level: int = 3) -> Tensor:
+    """Number the contexts of hierarchical depth normalisation: int64 [B, level, H, W], -1 where not valid.
+
+    HDN (Zhang et al., Hierarchical Normalization for Robust Monocular Depth Estimation, NeurIPS 2022). Level k, from 0,
+    cuts the map's range into 2^k segments, equally long (``dr``) or of equally many pixels as far as values differ
+    (``dp``), or the picture into 2^k x 2^k cells (``ds``): 7, 7 and 21 contexts in three levels. A segment holds its
+    lower bound and the last one its upper bound too, so that each valid pixel lies in exactly one context of each
+    level, also the one of the largest value and those of a constant map.
+
+    Args:
+        disparity: [B, 1, H, W]; may be NaN or infinite where not valid.
+        valid: bool [B, 1, H, W].
+        variant: one of ``HDN_VARIANTS``.
+        level: how many levels; the first is the whole map.
+
+    Raises:
+        OptionError: an unknown variant, or no level.
+    """
+    if variant not in HDN_VARIANTS or level < 1:
+        raise OptionError(f"there is no HDN {variant!r} of level {level}; known are {', '.join(HDN_VARIANTS)}, from 1")
+    d = torch.where(valid, disparity.detach(), 0.0).float()
+    parts = 2 ** (level - 1)
+    height, width = d.shape[-2:]
+    if variant == "ds":
+        row = torch.arange(height, device=d.device)[:, None] * parts // height  # [H, 1]
+        column = torch.arange(width, device=d.device) * parts // width  # [W]
+    elif variant == "dr":
+        low = torch.where(valid, d, torch.inf).amin(dim=(1, 2, 3), keepdim=True)
+        extent = torch.where(valid, d, -torch.inf).amax(dim=(1, 2, 3), keepdim=True) - low  # [B, 1, 1, 1]
+        share = torch.where(valid & (extent > 0), (d - low) / extent, 0.0)
+        segment = (share * parts).long().clamp(max=parts - 1)
+    else:
+        ranked = d.masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values  # [B, H * W], the valid ones first
+        count = valid.flatten(1).sum(dim=1, keepdim=True)  # [B, 1]
+        first = torch.arange(1, parts, device=d.device) * count // parts  # [B, parts - 1], ranks of lower bounds
+        bounds = ranked.gather(1, first.clamp(max=ranked.shape[1] - 1))
+        segment = torch.searchsorted(bounds, d.flatten(1), right=True).view_as(valid)
+    levels = []
+    for k in range(level):
+        finer = level - 1 - k  # each context is two, or four, of the next level
+        levels.append((row >> finer << k) + (column >> finer) if variant == "ds" else segment >> finer)
+    return torch.where(valid, torch.cat([ids.expand_as(valid) for ids in levels], dim=1), -1)
+
+
+def normalize_in_contexts(disparity: Tensor, contexts: Tensor) -> Tensor:
+    """Normalise each pixel within each context that holds it: (d - median_u d) / mean_u |d - median_u d|: [B, L, H, W].
+
+    The median of an even number is the lower one, as in :func:`normalize_disparity`, which the first level repeats. A
+    context that is flatter than ``FLAT`` of its whole map is divided by that much instead, so that noise on a wall does
+    not grow into a shape: what is constant becomes 0, and so does a context of one pixel.
+
+    Args:
+        disparity: [B, 1, H, W]; may be NaN or infinite where not valid.
+        contexts: int64 [B, L, H, W] as from :func:`disparity_contexts`, the whole map first; -1 where not valid.
+
+    Returns:
+        The normalised maps, one per level; 0 where not valid.
+    """
+    batch, levels, height, width = contexts.shape
+    pixels = height * width
+    valid = contexts.flatten(2) >= 0  # [B, L, P], P pixels
+    count = 4 ** (levels - 1)  # no level has more contexts
+    x = torch.where(valid[:, 0], disparity.flatten(1), 0.0).float()  # [B, P]
+
+    # By context, and ascending within each: one sort by value, then a stable one by context. Those that are not valid
+    # make up a context of their own behind the others.
+    ids = torch.where(valid, contexts.flatten(2), count)
+    order = x.detach().argsort(dim=1)[:, None].expand(-1, levels, -1)  # [B, L, P]
+    grouped, by_context = ids.gather(2, order).int().sort(dim=2, stable=True)
+    places = torch.arange(count + 1, device=x.device, dtype=torch.int32).expand(batch, levels, -1).contiguous()
+    begin = torch.searchsorted(grouped, places)  # [B, L, count + 1]
+    number = begin.diff(dim=2)  # [B, L, count], of pixels
+    middle = begin[:, :, :-1] + (number - 1).clamp(min=0) // 2  # of an empty context somebody else's, never read
+    source = order.gather(2, by_context.gather(2, middle.clamp(max=pixels - 1)))
+    median = x.gather(1, source.flatten(1)).view_as(source)
+
+    # Sums go over the rows of a context first: fewer additions to one place, so less rounding and less waiting.
+    slot = ids.clamp(max=count - 1) * height + torch.arange(pixels, device=x.device) // width  # [B, L, P]
+    deviation = torch.where(valid, x[:, None] - _of_context(median, slot, height), 0.0)
+    rows = torch.zeros(batch, levels, count * height, device=x.device).scatter_add(2, slot, deviation.abs())
+    spread = rows.unflatten(2, (count, height)).sum(dim=3) / number.clamp(min=1)  # [B, L, count]
+    whole = spread[:, :1, :1].clamp(min=SPREAD_EPS)
+    spread = torch.cat([spread[:, :1].clamp(min=SPREAD_EPS), torch.maximum(spread[:, 1:], FLAT * whole)], dim=1)
+    return (deviation / _of_context(spread, slot, height)).unflatten(2, (height, width))
+
+
+def _of_context(value: Tensor, slot: Tensor, height: int) -> Tensor:
+    """Give each pixel its context's value: [B, L, count] -> [B, L, P], with slot = context * height + row."""
+    return value[..., None].expand(-1, -1, -1, height).flatten(2).gather(2, slot)
+
+
+def disparity_residual(
+    student: Tensor, teacher: Tensor, valid: Tensor, normalization: str = "global", variant: str = "dr", level: int = 3
+) -> Tensor:
+    """How far two disparity maps are apart at each pixel, once both are normalised: [B, 1, H, W], 0 where not valid.
+
+    The four strategies that Distill Any Depth compares (He et al., arXiv 2502.19204, section 3.1). ``global``: |N(s) -
+    N(t)| with N of :func:`normalize_disparity`. ``hybrid``: the mean over the contexts u that hold the pixel of |N_u(s)
+    - N_u(t)|, that is HDN; the paper's is ``dr`` of level 3. ``local``: the contexts of the finest level alone.
+    ``none``: |s - t|. The contexts are the teacher's, for both maps.
+
+    Args:
+        student: disparity [B, 1, H, W].
+        teacher: disparity [B, 1, H, W]; is detached.
+        valid: bool [B, 1, H, W]; elsewhere both may be NaN or infinite.
+        normalization: one of ``NORMALIZATIONS``.
+        variant: of the contexts, see :func:`disparity_contexts`.
+        level: likewise.
+
+    Raises:
+        OptionError: an unknown normalisation or variant, or no level.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise OptionError(f"there is no normalisation {normalization!r}; known are {', '.join(NORMALIZATIONS)}")
+    teacher = teacher.detach()
+    if normalization == "none":
+        s, t = (torch.where(valid, d, 0.0).float() for d in (student, teacher))
+    elif normalization == "global":
+        s, t = (normalize_disparity(d, valid) for d in (student, teacher))
+    else:
+        contexts = disparity_contexts(teacher, valid, variant, level)
+        s, t = (normalize_in_contexts(d, contexts) for d in (student, teacher))  # [B, L, H, W]
+        if normalization == "local":
+            s, t = s[:, -1:], t[:, -1:]
+    return (s - t).abs().mean(dim=1, keepdim=True)
+
+
+def trimmed_mean(x: Tensor, valid: Tensor, trim: float) -> Tensor:
+    """Average x [B, 1, H, W] over each image's valid pixels without the largest share ``trim`` of them: [B].
+
+    Their number is rounded down. 0 where an image has no valid pixel.
+    """
+    ranked = x.masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values  # [B, H * W], the valid ones first
+    count = valid.flatten(1).sum(dim=1, keepdim=True)  # [B, 1]
+    kept = torch.arange(ranked.shape[1], device=x.device) < count - (trim * count).floor()
+    return torch.where(kept, ranked, 0.0).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+
+
+def normalized_loss(
+    student: Tensor,
+    teacher: Tensor,
+    valid: Tensor,
+    normalization: str = "global",
+    *,
+    variant: str = "dr",
+    level: int = 3,
+    trim: float = 0.0,
+) -> Tensor:
+    """Mean over the valid pixels of :func:`disparity_residual`: [B]. Distill Any Depth's L_dis; L_sc on a shared crop.
+
+    Args:
+        student: disparity [B, 1, H, W].
+        teacher: disparity [B, 1, H, W]; is detached.
+        valid: bool [B, 1, H, W].
+        normalization: one of ``NORMALIZATIONS``.
+        variant: of the contexts, see :func:`disparity_contexts`.
+        level: likewise.
+        trim: the share of an image's pixels with the largest residuals that does not count, in [0, 1); MiDaS (Ranftl et
+            al., TPAMI 2020) drops 0.2. The mean is over those that do count.
+
+    Raises:
+        OptionError: an unknown normalisation or variant, or no level.
+    """
+    residual = disparity_residual(student, teacher, valid, normalization, variant, level)
+    return trimmed_mean(residual, valid, trim) if trim > 0 else masked_mean(residual, valid)
+
+
+def hdn_loss(student: Tensor, teacher: Tensor, valid: Tensor, variant: str = "dr", level: int = 3) -> Tensor:
+    """Hierarchical depth normalisation, :func:`normalized_loss` with ``hybrid``: [B]."""
+    return normalized_loss(student, teacher, valid, "hybrid", variant=variant, level=level)
+
+
+def crop_and_resize(x: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut boxes out of maps and resize them bilinearly: [B, C, H, W], [B, N, 4] -> [B, N, C, h, w] float32.
+
+    A box is x0, y0, x1, y1 in pixels of the map, its edges: row i and column j cover [i, i + 1) and [j, j + 1), and 0,
+    0, W, H is the whole map. Sample k of w lies at x0 + (k + 1/2) (x1 - x0) / w, and the centre of column j at j + 1/2.
+    So a box of integers in its own size is the slice [y0:y1, x0:x1], to the bit. Beyond its edge a map goes on as it
+    ends. Nothing is averaged: a crop that is made much smaller keeps single pixels.
+    """
+    image = torch.arange(len(x), device=x.device, dtype=torch.float32).repeat_interleave(boxes.shape[1])
+    rois = torch.cat([image[:, None], boxes.flatten(0, 1).float()], dim=1)  # [B * N, 5]
+    with torch.autocast(x.device.type, enabled=False):
+        crops = roi_align(x.float(), rois, size, sampling_ratio=1, aligned=True)
+    return crops.unflatten(0, boxes.shape[:2])
+
+
+def local_global_loss(
+    student_global: Tensor,
+    teacher_local: Tensor,
+    boxes: Tensor,
+    valid: Tensor | None = None,
+    normalization: str = "hybrid",
+    *,
+    variant: str = "dr",
+    level: int = 3,
+    trim: float = 0.0,
+) -> Tensor:
+    """1/N sum_n L_dis(crop_n(student's map of the whole view), teacher's map of view n alone): [B].
+
+    Distill Any Depth's L_lg (arXiv 2502.19204, eq. 8): a teacher that looks closer sees finer.
+
+    Args:
+        student_global: disparity [B, 1, H, W].
+        teacher_local: disparity [B, N, 1, h, w] of N views; the student's crops are brought to this size.
+        boxes: where the views lie in the student's map, [B, N, 4] as in :func:`crop_and_resize`.
+        valid: bool [B, N, 1, h, w]; None is where the teacher's maps are finite. A view without a valid pixel adds 0.
+        normalization: see :func:`normalized_loss`.
+        variant: likewise.
+        level: likewise.
+        trim: likewise.
+    """
+    if valid is None:
+        valid = torch.isfinite(teacher_local)
+    height, width = teacher_local.shape[-2:]
+    crops = crop_and_resize(student_global, boxes, (height, width))
+    views = (crops.flatten(0, 1), teacher_local.flatten(0, 1), valid.flatten(0, 1))  # [B * N, 1, h, w]
+    losses = normalized_loss(*views, normalization, variant=variant, level=level, trim=trim)
+    return losses.unflatten(0, boxes.shape[:2]).mean(dim=1)
+
+
+def gradient_preservation_loss(student: Tensor, teacher: Tensor, valid: Tensor, scales: int = 4) -> Tensor:
+    """1/M sum_k sum |dx R^k| + |dy R^k| with R = N(s) - N(t) and R^k = R[::2^k, ::2^k], k from 0: [B].
+
+    The multi-scale gradient matching of MiDaS (Ranftl et al., TPAMI 2020, eq. 11), N of :func:`normalize_disparity`. A
+    difference counts where both of its pixels are valid; M is the number of valid pixels of the whole map.
+    """
+    residual = normalize_disparity(student, valid) - normalize_disparity(teacher.detach(), valid)
+    total = torch.zeros(len(residual), device=residual.device)
+    for k in range(scales):
+        coarse, measured = residual[..., :: 2**k, :: 2**k], valid[..., :: 2**k, :: 2**k]
+        for axis in (2, 3):
+            step, both = steps_along(coarse, measured, axis)
+            total = total + torch.where(both, step.abs(), 0.0).sum(dim=(1, 2, 3))
+    return total / valid.sum(dim=(1, 2, 3)).clamp(min=1)
+
+
 # ------------------------------------------------------------------------------------------------------------- features
 
 
@@ -89,9 +335,24 @@ def feature_cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Written as half the squared distance of the unit vectors, which is the same, and 0 where both are zero.
     """
+    return _cosine_distance(student, teacher).mean(dim=(1, 2))
+
+
+def _cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     s = F.normalize(student.float(), dim=1, eps=UNIT_EPS)
     t = F.normalize(teacher.detach().float(), dim=1, eps=UNIT_EPS)
-    return (s - t).square().sum(dim=1).mean(dim=(1, 2)) / 2
+    return (s - t).square().sum(dim=1) / 2  # [B, H, W]
+
+
+def token_alignment_loss(student: Tensor, teacher: Tensor, margin: float = 0.85) -> Tensor:
+    """Mean of 1 - cos(s, t) over the tokens whose cosine is not above the margin, of [B, C, h, w] features: [B].
+
+    Depth Anything (Yang et al., CVPR 2024, section 3.3): tokens that are alike enough are left in peace, so that what
+    the student knows of parts of an object is not pressed into one. 0 where all are above the margin.
+    """
+    distance = _cosine_distance(student, teacher)  # [B, h, w]
+    apart = distance >= 1 - margin
+    return torch.where(apart, distance, 0.0).sum(dim=(1, 2)) / apart.sum(dim=(1, 2)).clamp(min=1)
 
 
 def channel_wise_loss(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -356,15 +617,20 @@ class FeatureDistillation(nn.Module):
         return {level: self._compare(level, student[level], teacher[level]) for level in self.levels}
 
     def _compare(self, level: str, student: Tensor, teacher: Tensor) -> Tensor:
-        teacher = teacher.detach()
-        if teacher.shape[-2:] != student.shape[-2:]:  # the teacher's: a resize without a gradient repeats on any device
-            size = student.shape[-2:]
-            teacher = F.interpolate(teacher.float(), size, mode="bilinear", align_corners=False, antialias=True)
+        teacher = _resize_to(student, teacher.detach())
         if level in self.adapters:
             student = self.adapters[level](student)
         if self.kind == "cwd":
             return channel_wise_loss(student, teacher, self.temperature)
         return FEATURE_LOSSES[self.kind](student, teacher)
+
+
+def _resize_to(student: Tensor, teacher: Tensor) -> Tensor:
+    """Resize the teacher's features to the student's size: a resize without a gradient repeats on any device."""
+    size = student.shape[-2:]
+    if teacher.shape[-2:] == size:
+        return teacher
+    return F.interpolate(teacher.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
 
 BIN_LOSSES = ("widths", "shared_support", "wasserstein")
@@ -488,3 +754,128 @@ class AdaptiveDistillationLoss(DistillationLoss):
         (begin, end), task, response, (first, last), bins = row
         feature = first + (last - first) * (progress - begin) / (end - begin)
         return {**self.weights, "task": task, "response": response, "feature": feature, "bin": bins}
+
+
+class TokenAlignment(nn.Module):
+    """A student's tokens against a teacher's, behind a learned linear map from width to width: [B].
+
+    Args:
+        student_width: channels of the student's tokens.
+        teacher_width: of the teacher's.
+        margin: tokens with a cosine above it do not count, see :func:`token_alignment_loss`.
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, margin: float = 0.85) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(student_width, teacher_width, 1, bias=False)
+        self.margin = margin
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare tokens as maps, [B, C, h, w] and [B, C', h', w']; the teacher's are resized where grids differ."""
+        teacher = _resize_to(student, teacher.detach())
+        with torch.autocast(student.device.type, enabled=False):
+            return token_alignment_loss(self.project(student.float()), teacher, self.margin)
+
+
+# Arguments of DisparityDistillationLoss. "paper": Distill Any Depth (arXiv 2502.19204), eq. 9, section 4.1 and, for the
+# normalisation, table 1; its hybrid L_dis is HDN, so that a term of its own has no weight. "documents": the weights of
+# the documents that this toolkit grew from, where the scale-invariant and the HDN loss are two terms.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "lambda_sc": 1.0, "lambda_lg": 0.5, "lambda_feat": 1.0, "lambda_grad": 2.0, "lambda_hdn": 0.0,
+        "normalization": "hybrid",
+    },
+    "documents": {
+        "lambda_sc": 0.5, "lambda_lg": 0.5, "lambda_feat": 1.0, "lambda_grad": 0.2, "lambda_hdn": 0.8,
+        "normalization": "global",
+    },
+}  # fmt: skip
+
+
+class DisparityDistillationLoss(nn.Module):
+    """What teaches a network of disparities: five terms, one value per image, [B] each, and their weights.
+
+    ``sc``: :func:`normalized_loss` between the two answers to one view. ``lg``: :func:`local_global_loss`. ``feat``:
+    :class:`TokenAlignment`. ``grad``: :func:`gradient_preservation_loss`. ``hdn``: :func:`hdn_loss`. A term without a
+    weight is not computed. The teacher's side is detached.
+
+    Args:
+        lambda_sc, lambda_lg, lambda_feat, lambda_grad, lambda_hdn: weights; the defaults are the paper's recipe.
+        normalization: of ``sc`` and ``lg``, one of ``NORMALIZATIONS``.
+        hdn_variant, hdn_level: of the contexts, see :func:`disparity_contexts`.
+        trim: of ``sc`` and ``lg``, see :func:`normalized_loss`.
+        widths: channels of the student's and of the teacher's tokens; ``feat`` needs them.
+        margin: of ``feat``.
+
+    Raises:
+        OptionError: an unknown normalisation or variant, no level, a trim outside [0, 1), or ``feat`` without widths.
+    """
+
+    def __init__(
+        self,
+        lambda_sc: float = 1.0,
+        lambda_lg: float = 0.5,
+        lambda_feat: float = 1.0,
+        lambda_grad: float = 2.0,
+        lambda_hdn: float = 0.0,
+        *,
+        normalization: str = "hybrid",
+        hdn_variant: str = "dr",
+        hdn_level: int = 3,
+        trim: float = 0.0,
+        widths: tuple[int, int] | None = None,
+        margin: float = 0.85,
+    ) -> None:
+        super().__init__()
+        for kind, known in ((normalization, NORMALIZATIONS), (hdn_variant, HDN_VARIANTS)):
+            if kind not in known:
+                raise OptionError(f"there is no {kind!r}; known are {', '.join(known)}")
+        if hdn_level < 1 or not 0 <= trim < 1:
+            raise OptionError(f"an HDN level of {hdn_level} and a trim of {trim}: these are at least 1, and in [0, 1)")
+        if lambda_feat > 0 and widths is None:
+            raise OptionError("lambda_feat needs the widths of the student's and the teacher's tokens")
+        self.weights = {"sc": lambda_sc, "lg": lambda_lg, "feat": lambda_feat, "grad": lambda_grad, "hdn": lambda_hdn}
+        self.normalization = normalization
+        self.contexts: dict[str, Any] = {"variant": hdn_variant, "level": hdn_level}
+        self.trim = trim
+        self.align = TokenAlignment(*widths, margin) if lambda_feat > 0 and widths else None
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        valid: Tensor | None = None,
+        *,
+        local: tuple[Tensor, Tensor, Tensor] | None = None,
+        tokens: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the terms that have a weight, unweighted, [B] each.
+
+        Args:
+            student: disparity [B, 1, H, W] of a view.
+            teacher: disparity [B, 1, H, W] of the same view.
+            valid: bool [B, 1, H, W]; None is where the teacher's map is finite.
+            local: for ``lg``: the student's map of a whole view [B, 1, H, W], the teacher's of N parts of it
+                [B, N, 1, h, w], and their boxes [B, N, 4] in the student's map.
+            tokens: for ``feat``: the student's and the teacher's, as maps [B, C, h, w].
+
+        Raises:
+            OptionError: a term has a weight, but not what it compares.
+        """
+        for term, given in (("lg", local), ("feat", tokens)):
+            if self.weights[term] > 0 and given is None:
+                raise OptionError(f"lambda_{term} is {self.weights[term]:g}, but there is nothing to compare for it")
+        if valid is None:
+            valid = torch.isfinite(teacher)
+        terms = {}
+        if self.weights["sc"] > 0:
+            terms["sc"] = normalized_loss(student, teacher, valid, self.normalization, **self.contexts, trim=self.trim)
+        if self.weights["lg"] > 0 and local is not None:
+            terms["lg"] = local_global_loss(*local, normalization=self.normalization, **self.contexts, trim=self.trim)
+        if self.align is not None and tokens is not None:
+            terms["feat"] = self.align(*tokens)
+        if self.weights["grad"] > 0:
+            terms["grad"] = gradient_preservation_loss(student, teacher, valid)
+        if self.weights["hdn"] > 0:
+            terms["hdn"] = hdn_loss(student, teacher, valid, **self.contexts)
+        return terms

@@ -1,14 +1,18 @@
 """The scripts behind the documents' numbers: their arithmetic, and that the commands they run are commands."""
 
 import importlib
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import activation_memory, audio_student, left_and_right
+from benchmarks import activation_memory, audio_student, left_and_right, snippet_faults
 from models import create_model
 from training.checkpoint import FORMAT, save_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -96,3 +100,31 @@ def test_every_module_that_keeps_memory_has_a_row(model, capsys):
     assert float(rows["all"]) == pytest.approx(
         sum(float(rows[x]) for x in rows if x not in ("all", "level")), abs=0.1 * len(rows)
     )
+
+
+def test_each_snippet_is_restated_and_its_fault_has_a_number(capsys):
+    snippet_faults.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(snippet_faults.ROWS) == 11
+    assert all(line.count("|") == 4 and re.search(r"\d", line.split("|")[3]) for line in lines[2:])
+    document = (REPOSITORY / "docs" / "DISTILL_ANY_DEPTH.md").read_text()
+    assert all(line in document for line in lines), "what the guide shows is what the script prints"
+
+
+def test_the_snippets_have_their_faults():
+    s = torch.tensor([1.0, 2.0, 3.0])[None, None, None]
+    scale, shift = snippet_faults.align_by_ratio(s, s + 1, torch.ones_like(s, dtype=torch.bool))
+    assert scale.unique().item() == pytest.approx(20 / 14), "2 + 6 + 12 over 1 + 4 + 9, where it should be 1"
+    assert shift.unique().item() == pytest.approx(3 - 20 / 14 * 2)
+    tokens = torch.randn(1, 8, 4)
+    assert snippet_faults.all_pairs_cosine(tokens, tokens.flip(1)) == pytest.approx(
+        snippet_faults.all_pairs_cosine(tokens, tokens).item()
+    )
+    assert [context.tolist() for context in snippet_faults.half_open_contexts(torch.tensor([0.0, 1.0, 2.0, 3.0]))] == [
+        [True, False, False, False], [False, True, False, False], [False, False, True, False]
+    ]  # fmt: skip
+    assert snippet_faults.edge_strength(torch.full((1, 1, 8, 8), 0.0)).max() == pytest.approx(1e-4)
+    network = torch.nn.Linear(2, 2)
+    assert snippet_faults.load_what_fits(network, {"weight": torch.ones(2, 2)}) == ["bias"]
+    assert snippet_faults.load_what_fits(network, network.state_dict()) == []
+    assert snippet_faults.AnotherInstead([False, True])[1] == 0

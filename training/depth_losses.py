@@ -59,10 +59,15 @@ def edge_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     error = prediction.float() - target.float()
     total = torch.zeros(len(error), device=error.device)
     for axis in (2, 3):
-        length = error.shape[axis] - 1
-        both = valid.narrow(axis, 0, length) & valid.narrow(axis, 1, length)  # [B, 1, H-1, W] or [B, 1, H, W-1]
-        total = total + masked_mean(error.diff(dim=axis).abs(), both)
+        step, both = steps_along(error, valid, axis)
+        total = total + masked_mean(step.abs(), both)
     return total
+
+
+def steps_along(x: Tensor, valid: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return the differences of neighbours along an axis of [B, 1, H, W], and where both of them are valid."""
+    length = x.shape[axis] - 1
+    return x.diff(dim=axis), valid.narrow(axis, 0, length) & valid.narrow(axis, 1, length)
 
 
 def low_pass(depth: Tensor, valid: Tensor, sigma: float) -> Tensor:
