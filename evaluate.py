@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -12,21 +13,25 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataloaders import DATASETS, DepthDataset, create_dataset, create_loader
+from dataloaders.transforms import size_pair
 from errors import DataError, OptionError, run_script
 from models import DepthModel
 from training import loop, options
+from training.alignment import PROTOCOLS
 from training.baselines import FixedPrediction, fit_baselines
 from training.checkpoint import dataset_options_of, load_checkpoint, restore_model
 from training.engine import create_fabric
 from training.files import write_whole
-from training.metrics import DEPTH_BINS, METRICS, MetricTable
+from training.metrics import BATVISION, DEPTH_BINS, EIGEN_CROP, EIGEN_FRAME, NYU, NYU_RANGE, MetricTable, Scoring
 from training.session import depth_columns, sample_columns
 from training.visualization import save_grid
 
 CASES = 3  # best and worst samples in the picture, of each
+MASK_TITLES = {"gt_0": "gt > 0", "gt_0.5": "gt >= 0.5 m", "nyu": f"{NYU_RANGE[0]:g} < gt < {NYU_RANGE[1]:g} m"}
 
 
 @dataclass
@@ -60,8 +65,26 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--holdout_location", metavar="NAME[,NAME]", help="as in training: test is these locations alone"
     )
+    group.add_argument(
+        "--image_size",
+        type=options.positive_int,
+        nargs="+",
+        metavar="N",
+        help="what the network is shown [pixels]: a square's side, or height and width (default: the checkpoint's); "
+        "the measured depth has this size too, but on nyu, where it keeps its own",
+    )
     group.add_argument("--batch_size", type=options.positive_int, default=32, metavar="N", help="changes no figure")
     group.add_argument("--num_workers", type=options.non_negative_int, default=4, metavar="N", help="loader processes")
+    group = parser.add_argument_group("scoring (docs/EVALUATION.md)")
+    group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="what is fitted to each image first: metric: nothing; disparity_lsq: scale and shift, in disparity space; "
+        "depth_lsq: the same in depth space; median: scale (default: metric; of disparity networks, disparity_lsq)",
+    )
+    group.add_argument(
+        "--eigen_crop", action=argparse.BooleanOptionalAction, help="score nyu within Eigen's crop (default: on nyu)"
+    )
     group = parser.add_argument_group("report")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     group.add_argument("--per_location", action="store_true", help="a table by location")
@@ -87,23 +110,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         loop.evaluate(fabric, candidate.model, candidate.loader, table=candidate.table, title=candidate.label)
 
     report: dict[str, Any] = first.table.means()
-    report["baselines"] = {
-        name: loop.evaluate(fabric, fabric.to_device(baseline), first.loader, title=name).means()
-        for name, baseline in fit_baselines_of(args, first.data).items()
-    }
+    report["baselines"] = {}
+    for name, baseline in fit_baselines_of(args, first.data).items():
+        table = MetricTable(scoring=dataclasses.replace(first.table.scoring, output="metres"))
+        loop.evaluate(fabric, fabric.to_device(baseline), first.loader, table=table, title=name)
+        report["baselines"][name] = table.means()
     rows = {candidate.label: candidate.table.means() for candidate in candidates}
     if len(candidates) > 1:
         report["checkpoints"] = rows
     rows = {**rows, **report["baselines"]}
+    scoring = first.table.scoring
+    main_mask, *masks = scoring.masks
     where = f"{first.data['name']} {args.split}"
-    print_table(f"{where}, gt > 0", rows)
-    print_table(f"{where}, gt >= 0.5 m", {name: row["gt_0.5"] for name, row in rows.items()})
+    how = ("" if scoring.protocol == "metric" else f", {scoring.protocol}") + ", Eigen crop" * scoring.eigen_crop
+    print_table(f"{where}, {MASK_TITLES[main_mask]}{how}", rows, scoring.metrics)
+    for mask in masks:
+        inside = {name: row[mask] for name, row in rows.items()}
+        print_table(f"{where}, {MASK_TITLES[mask]}{how}", inside, scoring.metrics)
     if args.per_location:
         report["per_location"] = by_location(first)
-        print_table(f"{first.label} by location, gt > 0", report["per_location"])
+        title = f"{first.label} by location, {MASK_TITLES[main_mask]}"
+        print_table(title, report["per_location"], scoring.metrics)
     if args.depth_bins:
         report["depth_bins"] = {name: row for name in DEPTH_BINS if (row := first.table.mean(name))["n_images"]}
-        print_table(f"{first.label} by measured depth", report["depth_bins"])
+        print_table(f"{first.label} by measured depth", report["depth_bins"], scoring.metrics)
     unlabelled = len(first.dataset) - report["n_images"]
     if unlabelled:
         print(f"{unlabelled} of {len(first.dataset)} images have no valid depth pixel and are not scored")
@@ -118,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "epoch": first.checkpoint["epoch"],
             "data": {key: str(value) if isinstance(value, Path) else value for key, value in first.data.items()},
             "split": args.split,
+            "scoring": describe(scoring),
         }
         write_json(args.json, report)
         print(f"figures: {args.json}")
@@ -127,15 +158,29 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
     """Load every checkpoint with its own view of the same samples.
 
     Raises:
-        OptionError: the checkpoints do not see the same samples.
+        OptionError: the checkpoints do not see the same samples, cannot be scored as asked for, or take no such size.
     """
     candidates: list[Candidate] = []
+    protocol = args.protocol
     for path in args.checkpoint:
         checkpoint = load_checkpoint(path)
         model = restore_model(checkpoint, path)
+        protocol = protocol or ("metric" if PROTOCOLS["metric"].accepts(model.output) else "disparity_lsq")
+        if not PROTOCOLS[protocol].accepts(model.output):
+            raise OptionError(
+                f"--protocol {protocol} is of networks that give depth; {path} is a {model.name}, which gives "
+                f"{model.output} without scale and shift: use --protocol disparity_lsq"
+            )
         data = data_options(args, checkpoint)
         if candidates:  # the samples are the first one's, the preprocessing is its own
             data |= {key: candidates[0].data[key] for key in ("name", "dataset_dir", "holdout_location")}
+        if data["name"] == "nyu":  # scored at the size and in the range of what was measured, whatever was learnt from
+            data |= {"native_depth": True, "min_depth": NYU_RANGE[0], "max_depth": NYU_RANGE[1]}
+        if args.image_size:
+            data["image_size"] = options.image_size(args.image_size)
+            for side in size_pair(data["image_size"]):
+                model.check_image_size(side)
+        scoring = choose_scoring(args, data, protocol, model.output)
         dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
         if candidates and dataset.ids != candidates[0].dataset.ids:
             raise OptionError(f"{path} does not see the samples of {args.checkpoint[0]}; score them one at a time")
@@ -143,9 +188,41 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         if label in [candidate.label for candidate in candidates]:
             label = str(path)
         loader = create_loader(dataset, args.batch_size, shuffle=False, num_workers=args.num_workers)
-        table = MetricTable(DEPTH_BINS if args.depth_bins and not candidates else None)  # the first one's are reported
+        bins = DEPTH_BINS if args.depth_bins and not candidates else None  # the first one's are reported
+        table = MetricTable(bins, scoring)
         candidates.append(Candidate(label, checkpoint, model, data, loader, table))
     return candidates
+
+
+def choose_scoring(args: argparse.Namespace, data: dict[str, Any], protocol: str, output: str) -> Scoring:
+    """Return how a network's ``output`` is scored on a data set.
+
+    Raises:
+        OptionError: a crop where there is none.
+    """
+    if data["name"] == "nyu":
+        return dataclasses.replace(NYU, protocol=protocol, output=output, eigen_crop=args.eigen_crop is not False)
+    if args.eigen_crop is not None:
+        flag = "--eigen_crop" if args.eigen_crop else "--no-eigen_crop"
+        raise OptionError(f"{flag} is of nyu's frames; those of {data['name']} are scored whole")
+    clip = BATVISION.clip if protocol == "metric" else (BATVISION.clip[0], data["max_depth"])
+    return dataclasses.replace(BATVISION, protocol=protocol, output=output, clip=clip)
+
+
+def describe(scoring: Scoring) -> dict[str, Any]:
+    """Return a scoring as plain values, for the report; no bound and no crop are None."""
+
+    def bounds(between: tuple[float, float]) -> list[float | None]:
+        return [bound if math.isfinite(bound) else None for bound in between]
+
+    crop = {"rows": EIGEN_CROP[0], "columns": EIGEN_CROP[1], "of": EIGEN_FRAME}
+    return {
+        "protocol": scoring.protocol,
+        "output": scoring.output,
+        "masks": {name: bounds(between) for name, between in scoring.masks.items()},
+        "eigen_crop": crop if scoring.eigen_crop else None,
+        "clip": bounds(scoring.clip),
+    }
 
 
 def data_options(args: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +248,7 @@ def data_options(args: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[s
 def fit_baselines_of(args: argparse.Namespace, data: dict[str, Any]) -> dict[str, FixedPrediction]:
     """Return the predictors that look at nothing, from the labelled pairs of the data set's training split."""
     try:
-        train = create_dataset(**data, split="train", modalities={"depth"})
+        train = create_dataset(**{**data, "native_depth": False}, split="train", modalities={"depth"})
         loader = create_loader(train, args.batch_size, shuffle=False, num_workers=args.num_workers)
     except DataError as error:
         print(f"no baselines: {error}")
@@ -192,7 +269,7 @@ def by_location(candidate: Candidate) -> dict[str, dict[str, float]]:
 
 
 def save_cases(path: Path, fabric: Fabric, candidates: list[Candidate]) -> None:
-    """Save a picture of the samples from the lowest to the highest RMSE of the first candidate.
+    """Save a picture of the samples from the lowest to the highest RMSE of the first candidate, in metres as scored.
 
     One candidate: its best and its worst cases, with its error. Several: cases spread over the ranking, with the
     prediction of each.
@@ -205,27 +282,32 @@ def save_cases(path: Path, fabric: Fabric, candidates: list[Candidate]) -> None:
         chosen = [*ranked[: count - count // 2], *ranked[len(ranked) - count // 2 :]]
     else:
         chosen = [ranked[i * (len(ranked) - 1) // max(1, count - 1)] for i in range(count)]
-    predictions = []
-    for candidate in candidates:
-        batch = candidate.loader.collate_fn([candidate.dataset[index] for index in chosen])
-        predictions.append(loop.predict(fabric, candidate.model, fabric.to_device(batch)).cpu())
+    predictions = [[predict_one(fabric, candidate, index) for index in chosen] for candidate in candidates]
     shown = create_dataset(**first.data, split=first.dataset.split)  # all that it can supply, to look at
-    batch = first.loader.collate_fn([shown[index] for index in chosen])
+    samples = [shown[index] for index in chosen]
+    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
     if len(candidates) == 1:
         columns = depth_columns(batch, predictions[0])
     else:
         columns = sample_columns(batch)
-        columns += [(c.label, "depth", list(p)) for c, p in zip(candidates, predictions, strict=True)]
+        columns += [(c.label, "depth", depths) for c, depths in zip(candidates, predictions, strict=True)]
     titles = [f"{name}\nRMSE {errors[index]:.2f} m" for index, name in zip(chosen, batch["id"], strict=True)]
     save_grid(path, columns, titles, f"from the best to the worst case of {first.label}")
 
 
-def print_table(title: str, rows: dict[str, dict[str, Any]]) -> None:
+def predict_one(fabric: Fabric, candidate: Candidate, index: int) -> Tensor:
+    """Return what is scored of a sample, in metres: [1, H, W]. One by one: their depth maps may differ in size."""
+    batch = fabric.to_device(candidate.loader.collate_fn([candidate.dataset[index]]))
+    prediction = loop.predict(fabric, candidate.model, batch)  # [1, 1, H, W]
+    return candidate.table.scoring.in_metres(prediction, batch["depth"])[0].float().cpu()
+
+
+def print_table(title: str, rows: dict[str, dict[str, Any]], metrics: Sequence[str]) -> None:
     """Print one row of metrics per name."""
     width = max(len(title), *(len(name) for name in rows))
-    print("\n" + title.ljust(width) + "".join(f"{metric:>9}" for metric in METRICS) + f"{'images':>9}")
+    print("\n" + title.ljust(width) + "".join(f"{metric:>9}" for metric in metrics) + f"{'images':>9}")
     for name, row in rows.items():
-        print(name.ljust(width) + "".join(f"{row[metric]:9.4f}" for metric in METRICS) + f"{row['n_images']:9d}")
+        print(name.ljust(width) + "".join(f"{row[metric]:9.4f}" for metric in metrics) + f"{row['n_images']:9d}")
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Depth maps from recordings that belong to no data set: a checkpoint and WAV files are all it takes."""
+"""Depth maps from files that belong to no data set: a checkpoint, and recordings or pictures, are all it takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,21 @@ from training.task import Batch
 from training.visualization import Column, save_grid
 
 FILES = {"audio": frozenset({".wav"}), "rgb": SUFFIXES}  # what is looked for in a folder
-WRITTEN = ("{}.npy", "{}.png", "{}_depth.png")
+# What is written of each, by what the network gives. A disparity has no unit, so there are no millimetres to count.
+WRITTEN = {"metres": ("{}.npy", "{}.png", "{}_depth.png"), "disparity": ("{}.npy", "{}_disparity.png")}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What becomes one depth map: the stem of its name, and a file for each input of the network."""
+    """What becomes one map: the stem of its name, a file for each input of the network, and what the network gives."""
 
     stem: str
     files: dict[str, Path]
+    output: str = "metres"
 
     def outputs(self, folder: Path) -> list[Path]:
-        """Return the files to write: metres, millimetres and a picture."""
-        return [folder / name.format(self.stem) for name in WRITTEN]
+        """Return the files to write: the array, millimetres where there are metres, and a picture."""
+        return [folder / name.format(self.stem) for name in WRITTEN[self.output]]
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -60,7 +62,8 @@ def create_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIR",
-        help="gets NAME.npy (float32, metres), NAME.png (16 bit, millimetres) and NAME_depth.png (a picture) of each",
+        help="gets NAME.npy (float32, metres), NAME.png (16 bit, millimetres) and NAME_depth.png (a picture) of each; "
+        "of a network of disparity NAME.npy (large: near; no unit) and NAME_disparity.png",
     )
     parser.add_argument(
         "--size", type=options.positive_int, nargs=2, metavar=("H", "W"), help="of the maps (default: the network's)"
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = load_checkpoint(args.checkpoint)
     model = restore_model(checkpoint, args.checkpoint)
     check_inputs(args, model)
-    jobs = find_jobs({key: getattr(args, key) for key in model.inputs})
+    jobs = [replace(job, output=model.output) for job in find_jobs({key: getattr(args, key) for key in model.inputs})]
     check_outputs(jobs, args.output, overwrite=args.overwrite)
     fabric = create_fabric(args)
     fabric.to_device(model.to(memory_format=torch.channels_last))
@@ -87,20 +90,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     for job in tqdm(jobs, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty(), leave=False):
         try:
             batch = read_batch(job, checkpoint["preprocessing"], resample=args.resample)
-            depth = loop.predict(fabric, model, fabric.to_device(batch)).cpu()  # [1, 1, S, S]
+            answer = loop.predict(fabric, model, fabric.to_device(batch)).cpu()  # [1, 1, S, S]
             if args.size:
-                depth = torch.nn.functional.interpolate(depth, args.size, mode="bilinear", align_corners=False)
-            write_depth(job, args.output, batch, depth[0])
+                answer = torch.nn.functional.interpolate(answer, args.size, mode="bilinear", align_corners=False)
+            write_map(job, args.output, batch, answer[0])
         except DataError as error:
             if len(jobs) == 1:
                 raise
             failed += 1
             tqdm.write(f"predict.py: {error}", file=sys.stderr)
             continue
-        tqdm.write(f"{job.stem}: {depth.min():.2f} to {depth.max():.2f} m")
+        if model.output == "metres":
+            tqdm.write(f"{job.stem}: {answer.min():.2f} to {answer.max():.2f} m")
+        else:
+            tqdm.write(f"{job.stem}: disparity {answer.min():.4g} to {answer.max():.4g}, without a unit")
     if failed:
         raise DataError(f"{failed} of {len(jobs)} files could not be predicted, as named above; the others could")
-    print(f"{args.output}: NAME.npy in metres, NAME.png in millimetres, NAME_depth.png to look at")
+    if model.output == "metres":
+        print(f"{args.output}: NAME.npy in metres, NAME.png in millimetres, NAME_depth.png to look at")
+    else:
+        print(
+            f"{args.output}: NAME.npy is relative disparity, large where near, of unknown scale and shift (no metres); "
+            "NAME_disparity.png to look at"
+        )
 
 
 def check_inputs(args: argparse.Namespace, model: DepthModel) -> None:
@@ -115,8 +127,6 @@ def check_inputs(args: argparse.Namespace, model: DepthModel) -> None:
             raise OptionError(f"--{key}: {args.checkpoint} is a {model.name}, which takes {takes}")
     if args.resample and "audio" not in model.inputs:
         raise OptionError(f"--resample has no effect: {args.checkpoint} is a {model.name}, which takes {takes}")
-    if model.output != "metres":
-        raise OptionError(f"{args.checkpoint} is a {model.name}, which gives {model.output}; predict.py writes metres")
 
 
 def find_jobs(paths: Mapping[str, Path]) -> list[Job]:
@@ -220,26 +230,28 @@ def read_batch(job: Job, preprocessing: Mapping[str, Any], *, resample: bool) ->
     return batch
 
 
-def write_depth(job: Job, folder: Path, batch: Batch, depth: Tensor) -> None:
-    """Write a depth map [1, H, W] in metres as an array, in millimetres and as a picture; each file whole or not.
+def write_map(job: Job, folder: Path, batch: Batch, answer: Tensor) -> None:
+    """Write a map [1, H, W] as an array, in millimetres if it is in metres, and as a picture; each file whole or not.
 
     Raises:
         DataError: the network's answer is not a number.
         OptionError: the folder cannot be written to.
     """
-    if not torch.isfinite(depth).all():
+    if not torch.isfinite(answer).all():
         raise DataError(f"{job.stem}: the network's answer is not a number")
-    metres = depth[0].numpy().astype(np.float32)  # [H, W]
-    millimetres = np.rint(metres.astype(np.float64) * 1000).clip(0, np.iinfo(np.uint16).max).astype(np.uint16)
+    values = answer[0].numpy().astype(np.float32)  # [H, W]
+    kind = "depth" if job.output == "metres" else "disparity"
     columns: list[Column] = [("echoes" if key == "audio" else "RGB", key, list(batch[key])) for key in job.files]
-    arrays, image, picture = job.outputs(folder)
+    arrays, *images, picture = job.outputs(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with write_whole(arrays) as file:
-            np.save(file, metres)
-        with write_whole(image) as file:
-            Image.fromarray(millimetres).save(file, "PNG")
-        save_grid(picture, [*columns, ("depth", "depth", [depth])], [""], job.stem)
+            np.save(file, values)
+        for image in images:
+            millimetres = np.rint(values.astype(np.float64) * 1000).clip(0, np.iinfo(np.uint16).max).astype(np.uint16)
+            with write_whole(image) as file:
+                Image.fromarray(millimetres).save(file, "PNG")
+        save_grid(picture, [*columns, (kind, kind, [answer])], [""], job.stem)
     except OSError as error:
         raise OptionError(f"--output {folder} cannot be written to ({error})") from error
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from errors import OptionError
-from training.depth_losses import l1_loss, masked_mean, silog_loss, steps_along
+from training.depth_losses import l1_loss, masked_mean, masked_median, silog_loss, steps_along
 
 TEMPERATURE = 4.0  # of channel-wise distillation, as in its paper
 UNIT_EPS = 1e-6  # the shortest vector that is brought to unit length
@@ -34,14 +34,6 @@ NEAREST = 0.1  # metres; what is nearer counts as this near, so that a disparity
 def mse_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean squared error in square metres over the valid pixels of [B, 1, H, W] maps: [B]."""
     return masked_mean((prediction.float() - target.float()).square(), valid)
-
-
-def masked_median(x: Tensor, valid: Tensor) -> Tensor:
-    """Lower median of each image's valid pixels: [B, 1, H, W] -> [B, 1, 1, 1]; 0 where an image has none."""
-    ranked = x.masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values  # [B, H * W], the valid ones first
-    count = valid.flatten(1).sum(dim=1, keepdim=True)  # [B, 1]
-    median = ranked.gather(1, (count - 1).clamp(min=0) // 2)  # [B, 1]
-    return torch.where(count > 0, median, 0.0)[:, :, None, None]
 
 
 def normalize_disparity(disparity: Tensor, valid: Tensor) -> Tensor:

@@ -100,6 +100,7 @@ class DepthDataset(Dataset):
         seed: int = 0,
         native_depth: bool = False,
         crops: CropRule | None = None,
+        rgb_filter: str = "bilinear",
     ) -> None:
         self.dataset_dir = str(dataset_dir if dataset_dir is not None else self.default_dir)
         self.split = split
@@ -110,7 +111,7 @@ class DepthDataset(Dataset):
         self.seed = seed
         self.native_depth = native_depth
         self.crops = crops if split == "train" else None
-        self._check_options(audio_format, modalities, label_fraction, (seed, label_seed))
+        self._check_options(audio_format, rgb_filter, modalities, label_fraction, (seed, label_seed))
         self.preprocessing: dict[str, Any] = {
             "dataset": self.name,
             "image_size": image_size if isinstance(image_size, int) else list(image_size),
@@ -120,6 +121,7 @@ class DepthDataset(Dataset):
             "audio_samples": self.audio_samples() if "audio" in self.can_supply else None,
             "sample_rate": transforms.SAMPLE_RATE if "audio" in self.can_supply else None,
             "resample": bool(resample),
+            "rgb_filter": rgb_filter,
         }
 
         self._wanted = frozenset(MODALITIES if modalities is None else modalities)
@@ -250,7 +252,12 @@ class DepthDataset(Dataset):
         return transforms.clean_depth(depth, self.max_depth, self.min_depth, beyond=self.beyond_max_depth)
 
     def _check_options(
-        self, audio_format: str, modalities: Collection[str] | None, label_fraction: float, seeds: Iterable[int]
+        self,
+        audio_format: str,
+        rgb_filter: str,
+        modalities: Collection[str] | None,
+        label_fraction: float,
+        seeds: Iterable[int],
     ) -> None:
         if self.split not in SPLITS:
             raise OptionError(f"unknown split {self.split}; known: {', '.join(SPLITS)}")
@@ -263,6 +270,8 @@ class DepthDataset(Dataset):
         if audio_format not in transforms.AUDIO_FORMATS:
             known = ", ".join(transforms.AUDIO_FORMATS)
             raise OptionError(f"unknown --audio_format {audio_format}; known: {known}")
+        if rgb_filter not in transforms.RGB_FILTERS:
+            raise OptionError(f"unknown rgb_filter {rgb_filter}; known: {', '.join(transforms.RGB_FILTERS)}")
         unknown = sorted(set(modalities or ()) - set(MODALITIES))
         if unknown:
             raise OptionError(f"unknown modalities {', '.join(unknown)}; known: {', '.join(MODALITIES)}")

@@ -34,6 +34,9 @@ LOG_FLOOR = 1e-3
 # A window of 64 samples resolves 44,100 / 64 = 689 Hz, so the 22 kHz band holds about 32 independent bands.
 N_MELS = 32
 
+# How a picture is resized. Depth Anything's networks learnt from cubic ones, those of this house from bilinear ones.
+RGB_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 Size = int | tuple[int, int]
 
 
@@ -95,8 +98,8 @@ def prepare_rgb(
 ) -> Tensor:
     """A picture of any mode with 8 bits a channel -> [3, S, S] float32 in [0, 1].
 
-    Grey, palette, RGBA and CMYK turn into RGB (alpha is dropped). Resized bilinearly with antialiasing; of a ``box``
-    (left, top, right, bottom; pixels), where one is given.
+    Grey, palette, RGBA and CMYK turn into RGB (alpha is dropped). Resized with antialiasing, bilinearly unless
+    ``rgb_filter`` says otherwise; of a ``box`` (left, top, right, bottom; pixels), where one is given.
 
     Raises:
         DataError: 16-bit or float pictures, which Pillow would cut off at 255 rather than scale.
@@ -108,7 +111,7 @@ def prepare_rgb(
     height, width = size_pair(preprocessing["image_size"])
     image = image.convert("RGB")
     if box is not None or image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        image = image.resize((width, height), RGB_FILTERS[preprocessing.get("rgb_filter", "bilinear")], box=box)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # [S, S, 3]
     return pixels.permute(2, 0, 1).float().div_(255).contiguous()  # [3, S, S]
 

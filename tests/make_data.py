@@ -4,6 +4,7 @@ Each writer returns the folder that ``--dataset_dir`` names. Depth maps hold abo
 """
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,18 @@ def write_nyu_b(root, rows=None, size=(24, 32), seed=0):
         for frame in range(1, count + 1):
             picture(rng, size).save(root / split / "rgb" / f"{frame}.png")
             save_png16(root / split / "depth" / f"{frame}.png", depth_millimetres(rng, size, largest=9_900))
+    return root
+
+
+def write_nyu_of_livingroom(root, samples_dir, train=15, test=5):
+    """Layout (b) of real frames, 480x640."""
+    root = Path(root)
+    stems = sorted(path.stem for path in (samples_dir / "livingroom/image").iterdir())
+    for split, chosen in (("train", stems[:train]), ("test", stems[train : train + test])):
+        for kind, source, suffix in (("rgb", "image", "jpg"), ("depth", "depth", "png")):
+            (root / split / kind).mkdir(parents=True)
+            for stem in chosen:
+                shutil.copy(samples_dir / f"livingroom/{source}/{stem}.{suffix}", root / split / kind)
     return root
 
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"training.task", "training.checkpoint", "training.run_log", "training.visualization", "training.options",
      "training.engine", "training.experiment", "training.baselines", "training.micro_batches"},
     {"models", "dataloaders", "simulation", "utils_distillation_loss", "training.depth_losses", "training.metrics",
-     "training.files"},
+     "training.alignment", "training.files"},
     {"errors"},
 ]  # fmt: skip
 SAME_FLOOR = {
@@ -24,6 +24,8 @@ SAME_FLOOR = {
     ("training.experiment", "training.options"),
     ("dataloaders", "simulation"),
     ("utils_distillation_loss", "training.depth_losses"),
+    ("training.metrics", "training.alignment"),
+    ("training.alignment", "training.depth_losses"),
 }
 FORBIDDEN = {"training.loop": {"models", "dataloaders", "argparse", "training.options"}}
 

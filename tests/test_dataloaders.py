@@ -512,6 +512,8 @@ def test_unknown_names_list_the_known_ones(v2):
         create_dataset("batvisionv2", v2, "valid")
     with pytest.raises(OptionError, match="known: spectrogram, log_spectrogram, mel"):
         create_dataset("batvisionv2", v2, audio_format="mfcc")
+    with pytest.raises(OptionError, match="unknown rgb_filter nearest; known: bilinear, bicubic"):
+        create_dataset("batvisionv2", v2, rgb_filter="nearest")
     with pytest.raises(OptionError, match="unknown modalities sonar; known: audio, rgb, depth"):
         create_dataset("batvisionv2", v2, modalities=("sonar",))
 

@@ -7,7 +7,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from make_data import save_png16, write_csv, write_nyu_a, write_nyu_b, write_nyu_c, write_nyu_d
+from make_data import (
+    save_png16,
+    write_csv,
+    write_nyu_a,
+    write_nyu_b,
+    write_nyu_c,
+    write_nyu_d,
+    write_nyu_of_livingroom,
+)
 from PIL import Image
 
 from dataloaders import create_dataset
@@ -46,15 +54,8 @@ def test_five_metres_are_five_metres_in_train_and_test(tmp_path):
 
 
 def test_folder_layout_with_real_frames(tmp_path, samples_dir):
-    for split in ("train", "test"):
-        for kind in ("rgb", "depth"):
-            (tmp_path / split / kind).mkdir(parents=True)
-    names = sorted(path.stem for path in (samples_dir / "livingroom/image").iterdir())[:20]
-    for position, stem in enumerate(names):
-        split = "test" if position >= 15 else "train"
-        shutil.copy(samples_dir / f"livingroom/image/{stem}.jpg", tmp_path / split / "rgb")
-        shutil.copy(samples_dir / f"livingroom/depth/{stem}.png", tmp_path / split / "depth")
-    original = np.asarray(Image.open(samples_dir / f"livingroom/depth/{names[0]}.png"))
+    write_nyu_of_livingroom(tmp_path, samples_dir, train=15, test=5)
+    original = np.asarray(Image.open(samples_dir / "livingroom/depth/00000.png"))
     depth = native(tmp_path)
     assert depth.shape == (480, 640)
     np.testing.assert_array_equal(depth, original.astype(np.float32) / 1000)

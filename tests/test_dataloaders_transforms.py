@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from make_data import write_batvision_v2
+from PIL import Image
 
 from dataloaders import create_dataset
 from dataloaders.transforms import (
@@ -20,6 +21,7 @@ from dataloaders.transforms import (
     clean_depth,
     cut_samples,
     mel_filters,
+    prepare_rgb,
     resample,
     resize_depth,
     spectrogram,
@@ -91,6 +93,17 @@ def test_spectrogram_of_a_steady_tone():
     corners = 700 * (10 ** (np.linspace(0, 2595 * math.log10(1 + rate / 2 / 700), 34) / 2595) - 1)
     assert abs(corners[1:-1][top] - 8010) < corners[top + 2] - corners[top + 1]
     assert (filters.sum(1) > 0.5).all() and filters.max() <= 1
+
+
+def test_only_a_cubic_filter_overshoots_at_an_edge():
+    edge = Image.fromarray(np.repeat(np.uint8([[50, 50, 50, 200, 200, 200]]), 6, axis=0))
+    bilinear, also, bicubic = (
+        255 * prepare_rgb(edge, {"image_size": 18, **named})
+        for named in ({}, {"rgb_filter": "bilinear"}, {"rgb_filter": "bicubic"})
+    )
+    assert torch.equal(bilinear, also)
+    assert (bilinear.min().item(), bilinear.max().item()) == pytest.approx((50, 200))
+    assert bicubic.min() < 49 and bicubic.max() > 201
 
 
 def test_log_formats_on_known_values():

@@ -6,7 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.metrics import DEPTH_BINS, METRICS, MetricTable, image_metrics, valid_pixels
+from training.metrics import (
+    DEPTH_BINS,
+    METRICS,
+    NYU,
+    NYU_METRICS,
+    MetricTable,
+    image_metrics,
+    inside_eigen_crop,
+    valid_pixels,
+)
 
 
 def maps(*values):
@@ -28,6 +37,55 @@ def test_by_hand():
         "delta3": 2 / 3,  # 2 is not below 1.953
     }
     assert dict(zip(METRICS, row.tolist(), strict=True)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_metrics_of_nyu_by_hand():
+    # pixels: 2 predicted as 1, 4 as 8, 1 as 1, and a hole: e = ln p - ln t is -ln 2, ln 2, 0
+    target, prediction = maps([2.0, 4.0, 1.0, 0.0]), maps([1.0, 8.0, 1.0, 9.0])
+    row = image_metrics(prediction, target, valid_pixels(target), metrics=NYU_METRICS)[0]
+    log_2 = math.log(2)
+    expected = {
+        "abs_rel": (1 / 2 + 4 / 4) / 3,
+        "sq_rel": (1 / 2 + 16 / 4) / 3,
+        "rmse": math.sqrt((1 + 16) / 3),
+        "rmse_log": math.sqrt(2 * log_2**2 / 3),
+        "log10": 2 * math.log10(2) / 3,
+        "silog": 100 * math.sqrt(2 * log_2**2 / 3 - 0),
+        "delta1": 1 / 3,
+        "delta2": 1 / 3,
+        "delta3": 1 / 3,
+    }
+    assert dict(zip(NYU_METRICS, row.tolist(), strict=True)) == pytest.approx(expected, abs=1e-12)
+    doubled = image_metrics(2 * target, target, valid_pixels(target), metrics=("silog", "rmse_log"))[0]
+    assert doubled.tolist() == pytest.approx([0, log_2], abs=1e-12), "it is blind to the scale"
+
+
+def test_eigens_crop():
+    inside = inside_eigen_crop(torch.zeros(2, 1, 480, 640))[0, 0]
+    assert inside.sum() == (471 - 45) * (601 - 41)
+    assert inside[45, 41] and inside[470, 600] and not inside[44, 41] and not inside[471, 600]
+    assert not inside[45, 40] and not inside[470, 601]
+    half = inside_eigen_crop(torch.zeros(1, 1, 240, 320))[0, 0].nonzero()
+    assert (half.amin(dim=0).tolist(), half.amax(dim=0).tolist()) == ([22, 20], [235, 299])
+
+
+def test_nyu_is_scored_inside_its_crop_and_its_range():
+    target = torch.full((1, 1, 480, 640), 2.0)
+    prediction = torch.full_like(target, 3.0)
+    prediction[..., :45, :] = 1000  # outside the crop
+    target[..., 100, 100:200] = torch.linspace(10, 12, 100)  # 10 m and more
+    target[..., 101, 100:200] = 0.0005  # nearer than 1 mm
+    target[..., 102, 100:200] = 0
+    prediction[..., 100:103, 100:200] = 1000
+    prediction[..., 200, 100] = 1000  # counts, as 10 m
+    prediction[..., 200, 101] = -4  # counts, as 1 mm
+    table = MetricTable(scoring=NYU)
+    table.add(torch.tensor([0]), prediction, target)
+    pixels = (471 - 45) * (601 - 41) - 300
+    squares = (pixels - 2) * 1 + 8**2 + (2 - 1e-3) ** 2
+    means = table.gather().means()
+    assert means["rmse"] == pytest.approx(math.sqrt(squares / pixels), rel=1e-9)
+    assert set(means) == {*NYU_METRICS, "n_images"}
 
 
 def test_the_mean_is_over_images_not_over_pixels():
@@ -79,6 +137,13 @@ def test_nothing_at_all_is_nan_not_zero():
     means = MetricTable().gather().mean()
     assert math.isnan(means["rmse"])
     assert means["n_images"] == 0
+
+
+@pytest.mark.parametrize("metric", NYU_METRICS)
+def test_nan_stays_nan_on_nyu(metric):
+    table = MetricTable(scoring=NYU)
+    table.add(torch.tensor([0]), torch.full((1, 1, 48, 64), math.nan), torch.ones(1, 1, 48, 64))
+    assert math.isnan(table.gather().mean()[metric])
 
 
 @pytest.mark.parametrize("metric", METRICS)

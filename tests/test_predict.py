@@ -13,16 +13,34 @@ from PIL import Image
 
 import predict
 from dataloaders import create_dataset
-from models import create_model
+from models import MODELS, create_model
+from models.rgb_depth_model import RGBDepthNet
 from training import loop
 from training.checkpoint import save_checkpoint
 
 SIZE = 32
-NETWORKS = {"binaural_attention": "ears", "rgb_depth": "eyes", "multimodal_fusion": "both"}
+NETWORKS = {"binaural_attention": "ears", "rgb_depth": "eyes", "multimodal_fusion": "both", "relative_eye": "relative"}
+
+
+class RelativeEye(RGBDepthNet):
+    """Answers with disparities."""
+
+    name = "relative_eye"
+    output = "disparity"
+
+    def forward(self, x, return_features=False):
+        return 7 / super().forward(x) + 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_ins():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, RelativeEye.name, RelativeEye)
+        yield
 
 
 @pytest.fixture(scope="module")
-def networks(rooms, tmp_path_factory):
+def networks(rooms, tmp_path_factory, stand_ins):
     """Checkpoints of untrained networks, by what they take: (file, model)."""
     folder = tmp_path_factory.mktemp("networks")
     preprocessing = create_dataset("simulated", rooms, "test", image_size=SIZE).preprocessing
@@ -109,6 +127,21 @@ def test_the_three_files_of_a_recording(ears, recordings, tmp_path, run_cli):
         assert np.abs(millimetres / 1000 - metres).max() <= 0.0005 + 1e-6
         with Image.open(out / f"{stem}_depth.png") as picture:
             assert picture.size[0] > 200
+
+
+def test_a_disparity_claims_no_metres(networks, samples_dir, tmp_path, run_cli):
+    picture = samples_dir / "livingroom/image/00000.jpg"
+    flags = ("--rgb", picture, "--output", tmp_path, "--size", 48, 64)
+    code, printed, errors = run_cli(predict.main, "--checkpoint", networks["relative"][0], *flags)
+    assert (code, errors) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.npy", "00000_disparity.png"]
+    disparity = np.load(tmp_path / "00000.npy")
+    assert (disparity.dtype, disparity.shape) == (np.float32, (48, 64))
+    assert (disparity > 3).all(), "as the network gives it"
+    first, last = printed.splitlines()
+    assert first == f"00000: disparity {disparity.min():.4g} to {disparity.max():.4g}, without a unit"
+    assert "relative disparity" in last
+    assert "millimetres" not in printed
 
 
 def test_the_real_recording(ears, samples_dir, tmp_path, run_cli):

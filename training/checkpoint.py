@@ -6,7 +6,8 @@ A checkpoint is a dict of tensors and plain Python values:
 ``format``             the version of this layout
 ``model``              ``{"name", "config"}`` for ``models.create_model``
 ``model_state_dict``   the student's weights, under their own names
-``preprocessing``      how its samples were made: data set, sizes, audio format, cut, max_depth
+``preprocessing``      how its samples were made: data set, sizes (``image_size`` is one number or [height, width]),
+                       audio format, cut, max_depth
 ``args``               the flags of the run
 ``epoch``, ``step``    how far it was; epochs count from 1
 ``best``               ``{"rmse", "epoch"}`` of the best validation so far
@@ -107,6 +108,8 @@ def dataset_options_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     }
     if preprocessing["audio_format"] is not None:
         options["audio_format"] = preprocessing["audio_format"]
+    if "rgb_filter" in preprocessing:
+        options["rgb_filter"] = preprocessing["rgb_filter"]
     return options
 
 

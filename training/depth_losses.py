@@ -21,6 +21,14 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     return total / valid.sum(dim=(1, 2, 3)).clamp(min=1)
 
 
+def masked_median(x: Tensor, valid: Tensor) -> Tensor:
+    """Lower median of each image's valid pixels: [B, 1, H, W] -> [B, 1, 1, 1]; 0 where an image has none."""
+    ranked = x.masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values  # [B, H * W], the valid ones first
+    count = valid.flatten(1).sum(dim=1, keepdim=True)  # [B, 1]
+    median = ranked.gather(1, (count - 1).clamp(min=0) // 2)  # [B, 1]
+    return torch.where(count > 0, median, 0.0)[:, :, None, None]
+
+
 def l1_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean absolute error in metres over the valid pixels of [B, 1, H, W] maps: [B]."""
     return masked_mean((prediction.float() - target.float()).abs(), valid)

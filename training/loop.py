@@ -230,10 +230,10 @@ def evaluate(
 
     Args:
         fabric: device, precision and processes.
-        model: takes what its ``inputs`` name; gives depth in metres.
+        model: takes what its ``inputs`` name; gives what the table's scoring expects, by default depth in metres.
         loader: yields every sample once, over all processes together.
         limit: batches, or None for all.
-        table: the masks to score under; by default both protocols.
+        table: how to score; by default depth in metres under both of BatVision's masks.
         title: of the progress bar.
     """
     was_training = model.training
@@ -247,7 +247,10 @@ def evaluate(
 
 
 def predict(fabric: Fabric, model: nn.Module, batch: Batch) -> Tensor:
-    """Return ``model``'s depth [B, 1, H, W] in metres for a batch, at the ground truth's size if there is one."""
+    """Return what ``model`` gives for a batch: depth in metres, or disparity, [B, 1, H, W] float32.
+
+    It has the ground truth's size, if there is one, brought there bilinearly.
+    """
     with torch.no_grad(), fabric.autocast():
         depth = model(*model_inputs(model, batch)).float()  # [B, 1, h, w]
     size = batch["depth"].shape[-2:] if "depth" in batch else depth.shape[-2:]

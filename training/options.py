@@ -75,6 +75,17 @@ def gpu_list(text: str) -> list[int]:
     return ids
 
 
+def image_size(sides: Sequence[int]) -> int | tuple[int, int]:
+    """Return a size of one number (a square) or of two (height, width).
+
+    Raises:
+        OptionError: more numbers.
+    """
+    if len(sides) > 2:
+        raise OptionError(f"--image_size {' '.join(map(str, sides))}: the side of a square, or height and width")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
 def create_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser of the house: no abbreviated flags, defaults in the help."""
     return argparse.ArgumentParser(

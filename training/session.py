@@ -55,8 +55,8 @@ def sample_columns(batch: Batch) -> list[Column]:
     return [*inputs, ("ground truth", "depth", list(batch["depth"]))]
 
 
-def depth_columns(batch: Batch, prediction: Tensor) -> list[Column]:
-    """Return the columns of an epoch's picture: the samples, the prediction [B, 1, H, W] and its error."""
+def depth_columns(batch: Batch, prediction: Tensor | Sequence[Tensor]) -> list[Column]:
+    """Return the columns of an epoch's picture: the samples, the predictions [1, H, W] and their errors."""
     errors = [error_map(p, t) for p, t in zip(prediction, batch["depth"], strict=True)]
     return [*sample_columns(batch), ("prediction", "depth", list(prediction)), ("absolute error", "error", errors)]
 
