@@ -26,7 +26,7 @@ from training.baselines import FixedPrediction, fit_baselines
 from training.checkpoint import dataset_options_of, load_checkpoint, restore_model
 from training.engine import create_fabric
 from training.files import write_whole
-from training.metrics import BATVISION, DEPTH_BINS, EIGEN_CROP, EIGEN_FRAME, NYU, NYU_RANGE, MetricTable, Scoring
+from training.metrics import DEPTH_BINS, EIGEN_CROP, EIGEN_FRAME, NYU_RANGE, MetricTable, Scoring, scoring_on
 from training.session import depth_columns, sample_columns
 from training.visualization import save_grid
 
@@ -200,13 +200,10 @@ def choose_scoring(args: argparse.Namespace, data: dict[str, Any], protocol: str
     Raises:
         OptionError: a crop where there is none.
     """
-    if data["name"] == "nyu":
-        return dataclasses.replace(NYU, protocol=protocol, output=output, eigen_crop=args.eigen_crop is not False)
-    if args.eigen_crop is not None:
+    if data["name"] != "nyu" and args.eigen_crop is not None:
         flag = "--eigen_crop" if args.eigen_crop else "--no-eigen_crop"
         raise OptionError(f"{flag} is of nyu's frames; those of {data['name']} are scored whole")
-    clip = BATVISION.clip if protocol == "metric" else (BATVISION.clip[0], data["max_depth"])
-    return dataclasses.replace(BATVISION, protocol=protocol, output=output, clip=clip)
+    return scoring_on(data["name"], output, protocol, data["max_depth"], eigen_crop=args.eigen_crop is not False)
 
 
 def describe(scoring: Scoring) -> dict[str, Any]:

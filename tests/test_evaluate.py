@@ -53,7 +53,7 @@ def test_the_report_has_every_figure(trained, tmp_path, run_cli):
 
 def test_it_repeats_the_validation_of_the_training(trained, tmp_path, run_cli):
     report, _ = report_of(run_cli, tmp_path, "--checkpoint", trained, "--split", "val")
-    assert report["rmse"] == pytest.approx(load_checkpoint(trained)["best"]["rmse"], rel=1e-9)
+    assert report["rmse"] == pytest.approx(load_checkpoint(trained)["best"]["value"], rel=1e-9)
 
 
 def test_checkpoints_are_compared_on_the_same_samples(trained, rooms, tmp_path, run_cli):

@@ -22,7 +22,7 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
         args: the flags of ``training.options``.
         rests: some networks of the task get no gradient in some phases.
     """
-    use_cuda = torch.cuda.is_available()
+    use_cuda = torch.cuda.is_available() and getattr(args, "device", None) != "cpu"
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     devices: list[int] | int = local_world_size or (args.gpu_ids or [0] if use_cuda else 1)
     processes = (devices if isinstance(devices, int) else len(devices)) * getattr(args, "num_nodes", 1)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from errors import TrainingError, UserError, from_worker
 from training.engine import seed_epoch
-from training.metrics import MetricTable
+from training.metrics import MetricTable, Scoring
 from training.micro_batches import MicroBatches
 from training.run_log import Row, RunLog
 from training.task import Batch, model_inputs
@@ -179,6 +179,7 @@ def validate(
     networks: Mapping[str, nn.Module],
     loader: DataLoader,
     limit: int | None,
+    scoring: Scoring,
     known: dict[str, Row],
     epoch: int,
 ) -> Row:
@@ -191,6 +192,7 @@ def validate(
         networks: by the prefix of their columns, the one that is trained first.
         loader: yields every validation sample once, over all processes together.
         limit: batches, or None for all.
+        scoring: how they are held against measured depth.
         known: keeps what does not change from one epoch to the next.
         epoch: for progress bar and messages.
 
@@ -202,8 +204,9 @@ def validate(
         if prefix in known:
             metrics |= known[prefix]
             continue
+        title = f"epoch {epoch} validation, {prefix}"
         columns = epoch_metrics(
-            evaluate(fabric, network, loader, limit, title=f"epoch {epoch} validation, {prefix}"), prefix
+            evaluate(fabric, network, loader, limit, table=MetricTable(scoring=scoring), title=title), prefix
         )
         if not any(parameter.requires_grad for parameter in network.parameters()):
             known[prefix] = columns

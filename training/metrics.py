@@ -6,6 +6,7 @@ processes. A prediction that is not a number stays not a number: it never become
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -141,6 +142,22 @@ class Scoring:
 
 BATVISION = Scoring()
 NYU = Scoring(masks={"nyu": NYU_RANGE}, metrics=NYU_METRICS, clip=NYU_RANGE, eigen_crop=True)
+
+
+def scoring_on(dataset: str, output: str, protocol: str, max_depth: float, *, eigen_crop: bool = True) -> Scoring:
+    """Return how a network's ``output`` is scored on a data set: NYU's protocol there, BatVision's elsewhere.
+
+    Args:
+        dataset: its name.
+        output: what the network gives, ``metres`` or ``disparity``.
+        protocol: a key of ``training.alignment.PROTOCOLS``.
+        max_depth: metres; what was fitted to an image counts as no more.
+        eigen_crop: on NYU.
+    """
+    if dataset == "nyu":
+        return dataclasses.replace(NYU, protocol=protocol, output=output, eigen_crop=eigen_crop)
+    clip = BATVISION.clip if protocol == "metric" else (BATVISION.clip[0], max_depth)
+    return dataclasses.replace(BATVISION, protocol=protocol, output=output, clip=clip)
 
 
 class MetricTable:

@@ -10,6 +10,7 @@ import itertools
 import math
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,8 +27,9 @@ from training.checkpoint import FORMAT, load_weights, save_checkpoint
 from training.engine import resolve_precision
 from training.experiment import Experiment, Start
 from training.loop import Plan, Progress
+from training.metrics import BATVISION, Scoring
 from training.options import plain_arguments
-from training.run_log import RunLog
+from training.run_log import Row, RunLog
 from training.task import Batch, Task
 from training.visualization import Column, error_map, save_curves, save_grid
 
@@ -44,6 +46,7 @@ HARMLESS = frozenset(
         "resume",
         "save_frequency",
     }
+    | {"student_checkpoint", "teacher_checkpoints", "visualize_every"}
     | {"stop_after_epoch", "teacher_checkpoint", "use_wandb", "wandb_project"}  # a teacher is known by its weights
 )
 PICTURED = 4  # validation samples in the picture of an epoch
@@ -61,6 +64,21 @@ def depth_columns(batch: Batch, prediction: Tensor | Sequence[Tensor]) -> list[C
     return [*sample_columns(batch), ("prediction", "depth", list(prediction)), ("absolute error", "error", errors)]
 
 
+@dataclass(frozen=True)
+class Validation:
+    """How the epochs of a run are compared.
+
+    Attributes:
+        criterion: the column whose lowest value is the best epoch's.
+        scoring: how the student, and the networks that the task watches, are held against measured depth.
+        measure: called with the epoch, returns the columns instead, where there is no measured depth.
+    """
+
+    criterion: str = "val_rmse"
+    scoring: Scoring = BATVISION
+    measure: Callable[[int], Row] | None = None
+
+
 def run_training(
     args: argparse.Namespace,
     fabric: Fabric,
@@ -70,6 +88,8 @@ def run_training(
     columns: Callable[[Batch, Tensor], list[Column]] = depth_columns,
     notes: Sequence[str] = (),
     picture: str = "epoch_{:04d}.png",
+    validation: Validation | None = None,
+    on_step: Callable[[int, Batch], None] = lambda step, batch: None,
 ) -> None:
     """Train ``task`` as the flags say: begin or resume the experiment, fit, save, draw.
 
@@ -82,15 +102,19 @@ def run_training(
         columns: turns a batch and its prediction into the columns of an epoch's picture.
         notes: lines that the log begins with.
         picture: the file name of an epoch's picture.
+        validation: how epochs are compared; None: by the RMSE against measured depth in metres.
+        on_step: called with the number of each step, from 1 on, and its batch, after the update.
 
     Raises:
         UserError: before anything is written, when flags, data and checkpoint do not fit each other.
     """
     student: Any = task.student
     student.check_image_size(args.image_size)
+    validation = validation or Validation()
     train, val = (loader.dataset for loader in (train_loader, val_loader))
-    val.require_depth()  # type: ignore[attr-defined]
-    if train.labelled.any() or not task.uses_unlabelled:  # type: ignore[attr-defined]
+    if validation.measure is None:
+        val.require_depth()  # type: ignore[attr-defined]
+    if "depth" in task.needs and (train.labelled.any() or not task.uses_unlabelled):  # type: ignore[attr-defined]
         train.require_depth()  # type: ignore[attr-defined]
     experiment = Experiment(args.output_dir, args.experiment_name)
     start = experiment.find_start(args)
@@ -147,13 +171,16 @@ def run_training(
         save_checkpoint(state, experiment.checkpoints / "last.pth")
 
     networks = {"val": student, **{f"val_{name}": model for name, model in task.watched().items()}}
-    validate = partial(loop.validate, fabric, networks, val_loader, args.limit_val_batches, {})
+    scored: Any = (fabric, networks, val_loader, args.limit_val_batches, validation.scoring, {})
+    validate = validation.measure or partial(loop.validate, *scored)
     plan = Plan(
         epochs=args.nb_epochs,
         stop_after=last,
         seed=args.seed,
         limit_train=args.limit_train_batches,
         micro_batch=args.micro_batch,
+        criterion=validation.criterion,
+        on_step=on_step,
         on_epoch_end=on_epoch_end,
     )
     try:
@@ -161,7 +188,7 @@ def run_training(
             fabric, wrapped, wrapped_optimizer, scheduler, train_loader, validate,
             progress=progress, plan=plan, log=log,
         )  # fmt: skip
-        conclude(args, experiment, progress, log)
+        conclude(args, experiment, progress, validation.criterion, log)
     except KeyboardInterrupt:
         log.say(
             f"interrupted in epoch {progress.epoch + 1}; the same command with --resume goes on after {progress.epoch}"
@@ -171,12 +198,13 @@ def run_training(
         log.close()
 
 
-def conclude(args: argparse.Namespace, experiment: Experiment, progress: Progress, log: RunLog) -> None:
+def conclude(args: argparse.Namespace, experiment: Experiment, progress: Progress, criterion: str, log: RunLog) -> None:
     """Draw the curves and say where everything is."""
     if not log.enabled:
         return
     save_curves(experiment.results / "curves.png", log.rows())
-    best = f"best epoch {progress.best_epoch}, validation RMSE {progress.best:.4f} m"
+    value = f"validation RMSE {progress.best:.4f} m" if criterion == "val_rmse" else f"{criterion} {progress.best:.4f}"
+    best = f"best epoch {progress.best_epoch}, {value}"
     log.say(f"done: {best if progress.best_epoch else 'no epoch had a valid metric'}")
     if progress.epoch < args.nb_epochs:
         log.say(f"stopped after epoch {progress.epoch} of {args.nb_epochs}: the same command with --resume goes on")
@@ -233,7 +261,8 @@ def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimi
         raise CheckpointError(f"{start.path}: its training state does not fit these flags ({error})") from error
     for group, asked in zip(optimizer.param_groups, asked_for, strict=True):
         group.update(asked, initial_lr=asked["lr"])
-    return Progress(start.checkpoint["epoch"], start.checkpoint["step"], best["rmse"], best["epoch"])
+    value = best.get("value", best.get("rmse"))  # it was called so while it could be nothing else
+    return Progress(start.checkpoint["epoch"], start.checkpoint["step"], value, best["epoch"])
 
 
 def checkpoint_state(
@@ -255,7 +284,7 @@ def checkpoint_state(
         "args": plain_arguments(args),
         "epoch": progress.epoch,
         "step": progress.step,
-        "best": {"rmse": progress.best, "epoch": progress.best_epoch},
+        "best": {"value": progress.best, "epoch": progress.best_epoch},
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         **machine(args, fabric),
         "training": {
