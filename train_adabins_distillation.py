@@ -44,8 +44,8 @@ TEACHING: dict[str, Any] = {
     "lambda_feature": 0.3,
     "lambda_bin": 0.2,
     "temperature": TEMPERATURE,
-    "bin_loss": "widths",
-    "feature_levels": ["x1", "x2", "x3", "x4", "x5"],
+    "bin_loss": "shared_support",
+    "feature_levels": ["d1", "d2", "d3"],
 }
 BIN_FLAGS = {"lambda_bin", "bin_loss", "temperature"}
 CURRICULUM = ("lambda_task", "lambda_response", "lambda_feature", "lambda_bin")  # what --use_adaptive_loss decides
@@ -109,12 +109,12 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="W",
         help="of centres to measured depth",
     )
-    group.add_argument("--bin_loss", choices=BIN_LOSSES, help="(default: widths)")
+    group.add_argument("--bin_loss", choices=BIN_LOSSES, help="(default: shared_support)")
     group.add_argument(
         "--temperature", type=options.positive_float, metavar="T", help="of the bins' distributions (default: 4.0)"
     )
     group.add_argument(
-        "--feature_levels", nargs="+", metavar="LEVEL", help="of x1..x5, d1..d4 (default: x1 x2 x3 x4 x5)"
+        "--feature_levels", nargs="+", metavar="LEVEL", help="of x1..x5, d1..d4 (default: d1 d2 d3)"
     )
     group.add_argument(
         "--use_adaptive_loss",

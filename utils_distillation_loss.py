@@ -659,9 +659,9 @@ class DistillationLoss(nn.Module):
         lambda_chamfer: float = 0.0,
         *,
         temperature: float = TEMPERATURE,
-        bin_loss: str = "widths",
+        bin_loss: str = "shared_support",
         task_loss: str = "l1",
-        levels: Sequence[str] = ("x1", "x2", "x3", "x4", "x5"),
+        levels: Sequence[str] = ("d1", "d2", "d3"),
     ) -> None:
         super().__init__()
         for kind, known in ((bin_loss, BIN_LOSSES), (task_loss, TASK_LOSSES)):
@@ -861,7 +861,7 @@ class DisparityDistillationLoss(nn.Module):
             valid = torch.isfinite(teacher)
         terms = {}
         if self.weights["sc"] > 0:
-            terms["sc"] = normalized_loss(student, teacher, valid, self.normalization, **self.contexts, trim=self.trim)
+            terms["sc"] = self.shared_view(student, teacher, valid)
         if self.weights["lg"] > 0 and local is not None:
             terms["lg"] = local_global_loss(*local, normalization=self.normalization, **self.contexts, trim=self.trim)
         if self.align is not None and tokens is not None:
@@ -871,3 +871,8 @@ class DisparityDistillationLoss(nn.Module):
         if self.weights["hdn"] > 0:
             terms["hdn"] = hdn_loss(student, teacher, valid, **self.contexts)
         return terms
+
+    def shared_view(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Compare the two answers [B, 1, H, W] to one view: ``sc``, [B]."""
+        valid = torch.isfinite(teacher) if valid is None else valid
+        return normalized_loss(student, teacher, valid, self.normalization, **self.contexts, trim=self.trim)

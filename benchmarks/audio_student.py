@@ -155,21 +155,27 @@ def adabins() -> list[Training]:
     ]
 
 
+ENCODER = ("--feature_levels", "x1", "x2", "x3", "x4", "x5")
+SHARED = ("--bin_loss", "shared_support")
 BINS = {
-    "widths": ("--bin_loss", "widths"),
-    "widths, T 1": ("--bin_loss", "widths", "--temperature", "1"),
-    "widths, T 8": ("--bin_loss", "widths", "--temperature", "8"),
-    "shared_support": ("--bin_loss", "shared_support"),
-    "shared_support, T 1": ("--bin_loss", "shared_support", "--temperature", "1"),
-    "shared_support, T 8": ("--bin_loss", "shared_support", "--temperature", "8"),
-    "wasserstein": ("--bin_loss", "wasserstein"),
+    "no bin loss": (*ENCODER, "--lambda_bin", "0"),
+    "widths": (*ENCODER, "--bin_loss", "widths"),
+    "widths, T 1": (*ENCODER, "--bin_loss", "widths", "--temperature", "1"),
+    "widths, T 8": (*ENCODER, "--bin_loss", "widths", "--temperature", "8"),
+    "shared_support": (*ENCODER, *SHARED),
+    "shared_support, T 1": (*ENCODER, *SHARED, "--temperature", "1"),
+    "shared_support, T 8": (*ENCODER, *SHARED, "--temperature", "8"),
+    "wasserstein": (*ENCODER, "--bin_loss", "wasserstein"),
+    "shared_support, no features": (*SHARED, "--lambda_feature", "0"),
+    "shared_support, features d1 d2 d3": (*SHARED, "--feature_levels", "d1", "d2", "d3"),
 }
 
 
 def bins() -> list[Training]:
     """A tenth of the pairs has depth: narrow AdaBins students under a teacher that had the same tenth and stays frozen.
 
-    64 bins where nothing else is said. A teacher has the student's number of bins, so that each number has its own.
+    64 bins, and the features of the encoder, where nothing else is said. A teacher has the student's number of bins, so
+    that each number has its own.
     """
     rows = []
     for name, cut in {
@@ -179,13 +185,9 @@ def bins() -> list[Training]:
         "fixed bins": ("--n_bins", "64", "--fixed_bins"),
     }.items():
         eye = Training("bins", f"teacher {name}".strip(), adabins_teacher(8, *cut, *FEW), 6)
+        students = {name: (*ENCODER, *SHARED)} if name else BINS
         taught = adabins_student(8, "--freeze_rgb", *cut, *FEW)
-        rows.append(eye)
-        if name:
-            rows.append(Training("bins", name, (*taught, *BINS["shared_support"]), 6, eye))
-            continue
-        rows.append(Training("bins", "no bin loss", (*taught, "--lambda_bin", "0"), 6, eye))
-        rows += [Training("bins", kind, (*taught, *flags), 6, eye) for kind, flags in BINS.items()]
+        rows += [eye, *(Training("bins", kind, (*taught, *flags), 6, eye) for kind, flags in students.items())]
     return rows
 
 
