@@ -127,12 +127,14 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
     """Load every checkpoint with its own view of the same samples.
 
     Raises:
-        OptionError: the checkpoints do not see the same samples.
+        OptionError: the checkpoints do not see the same samples, or one does not answer in metres.
     """
     candidates: list[Candidate] = []
     for path in args.checkpoint:
         checkpoint = load_checkpoint(path)
         model = restore_model(checkpoint, path)
+        if model.output != "metres":
+            raise OptionError(f"{path} is a {model.name}, which gives {model.output}; evaluate.py scores metres")
         data = data_options(args, checkpoint)
         if candidates:  # the samples are the first one's, the preprocessing is its own
             data |= {key: candidates[0].data[key] for key in ("name", "dataset_dir", "holdout_location")}
