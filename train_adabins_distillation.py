@@ -113,9 +113,7 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--temperature", type=options.positive_float, metavar="T", help="of the bins' distributions (default: 4.0)"
     )
-    group.add_argument(
-        "--feature_levels", nargs="+", metavar="LEVEL", help="of x1..x5, d1..d4 (default: d1 d2 d3)"
-    )
+    group.add_argument("--feature_levels", nargs="+", metavar="LEVEL", help="of x1..x5, d1..d4 (default: d1 d2 d3)")
     group.add_argument(
         "--use_adaptive_loss",
         action="store_true",

@@ -14,11 +14,11 @@ from torch import Tensor
 from dataloaders import DepthDataset, create_training_data
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
-from training import loop, options
-from training.checkpoint import load_checkpoint, restore_model
+from training import options
+from training.checkpoint import load_model
 from training.engine import create_fabric, seed_weights
 from training.session import depth_columns, run_training
-from training.task import Batch
+from training.task import Batch, Guest, nearest_size
 from training.tasks import DistillationTask
 from training.visualization import Column
 from utils_distillation_loss import (
@@ -46,7 +46,11 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_data_options(parser, hears=True)
     group = parser.add_argument_group("teacher and student")
     group.add_argument(
-        "--teacher_checkpoint", type=Path, required=True, metavar="FILE", help="of a model that takes rgb; it is frozen"
+        "--teacher_checkpoint",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="of a model that takes rgb, or Depth Anything's published weights (.pth, .safetensors); it is frozen",
     )
     hearing = sorted(name for name, model in MODELS.items() if "audio" in model.inputs)
     group.add_argument("--student_model", choices=hearing, default="binaural_attention", help="what learns")
@@ -96,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = options.parse_training_options(create_parser(), "distill", argv)
     check_options(args)
     fabric = create_fabric(args)
-    checkpoint = load_checkpoint(args.teacher_checkpoint)
-    teacher = restore_model(checkpoint, args.teacher_checkpoint)
+    teacher, checkpoint = load_model(args.teacher_checkpoint)
     data, loading = options.dataset_options(args), options.loader_options(args, fabric)
     datasets, loaders = create_training_data(DistillationTask.needs, data, **loading, only_labelled=False)
     notes = check_teacher(args, teacher, checkpoint, datasets["train"].preprocessing)
@@ -114,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lambda_feat=args.lambda_feat,
         schedule=args.schedule,
     )
-    columns = columns_with(teacher, fabric)
+    columns = columns_with(task.teacher, fabric)
     run_training(args, fabric, task, loaders["train"], loaders["val"], columns=columns, notes=notes)
 
 
@@ -151,19 +154,27 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def check_teacher(
-    args: argparse.Namespace, teacher: DepthModel, checkpoint: dict[str, Any], preprocessing: dict[str, Any]
+    args: argparse.Namespace, teacher: DepthModel, checkpoint: dict[str, Any] | None, preprocessing: dict[str, Any]
 ) -> list[str]:
     """Make sure that the teacher can look at what the student's samples hold; return what the log should say.
 
+    Args:
+        args: the flags.
+        teacher: of ``--teacher_checkpoint``.
+        checkpoint: likewise; None if the file is bare weights, of which it is not known how they were trained.
+        preprocessing: of the student's samples.
+
     Raises:
-        OptionError: it does not see, does not take this size, or hears otherwise than the student.
+        OptionError: it does not see, or hears otherwise than the student.
     """
-    path, before = args.teacher_checkpoint, checkpoint["preprocessing"]
+    path, before = args.teacher_checkpoint, checkpoint["preprocessing"] if checkpoint else {}
     if "rgb" not in teacher.inputs:
         takes = " and ".join(teacher.inputs)
         raise OptionError(f"--teacher_checkpoint {path}: {teacher.name} takes {takes}; a teacher must see (rgb)")
-    teacher.check_image_size(args.image_size)
     if "audio" in teacher.inputs:
+        teacher.check_image_size(args.image_size)
+        if checkpoint is None:
+            raise OptionError(f"--teacher_checkpoint {path}: bare weights do not say what {teacher.name} heard")
         for key in ("audio_format", "audio_samples"):
             if before[key] != preprocessing[key]:
                 raise OptionError(
@@ -171,11 +182,13 @@ def check_teacher(
                     "give the flags of its training"
                 )
     parameters = sum(parameter.numel() for parameter in teacher.parameters()) / 1e6
-    notes = [f"teacher: {teacher.name}, {parameters:.2f} M parameters, frozen, epoch {checkpoint['epoch']} of {path}"]
-    if before["image_size"] != args.image_size:
-        notes.append(
-            f"warning: the teacher was trained at image size {before['image_size']} and is shown {args.image_size}"
-        )
+    origin = f"epoch {checkpoint['epoch']} of {path}" if checkpoint else f"{path}"
+    notes = [f"teacher: {teacher.name}, {parameters:.2f} M parameters, frozen, {origin}"]
+    shown = nearest_size(teacher, args.image_size)
+    if shown != args.image_size:
+        notes.append(f"the teacher is shown {shown}x{shown} pixels: it takes multiples of {teacher.size_multiple}")
+    if before.get("image_size", shown) != shown:
+        notes.append(f"warning: the teacher was trained at image size {before['image_size']} and is shown {shown}")
     return notes
 
 
@@ -236,13 +249,14 @@ def create_features(
     )
 
 
-def columns_with(teacher: DepthModel, fabric: Fabric) -> Callable[[Batch, Tensor], list[Column]]:
+def columns_with(teacher: Guest, fabric: Fabric) -> Callable[[Batch, Tensor], list[Column]]:
     """Return the columns of an epoch's picture, the teacher's answer among them."""
 
     def columns(batch: Batch, prediction: Tensor) -> list[Column]:
         *before, predicted, error = depth_columns(batch, prediction)
-        answer = loop.predict(fabric, teacher, fabric.to_device(batch)).cpu()
-        kind = "depth" if teacher.output == "metres" else "disparity"
+        with fabric.autocast():
+            answer = teacher(fabric.to_device(batch)).float().cpu()
+        kind = "depth" if teacher.model.output == "metres" else "disparity"
         return [*before, ("teacher", kind, list(answer)), predicted, error]
 
     return columns

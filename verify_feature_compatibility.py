@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from errors import run_script
+from errors import OptionError, run_script
 from models import MODELS, create_model
 from models.base import INPUT_CHANNELS
+from models.depth_anything import ALIASES, PRESETS
 from training import options
 
 Levels = dict[str, tuple[tuple[int, ...], int]]  # name: ([C, H, W], parameters)
@@ -28,10 +29,14 @@ def create_parser() -> argparse.ArgumentParser:
     parser = options.create_parser(__doc__)
     parser.add_argument("--teacher", choices=sorted(MODELS), default="rgb_depth", help="the network that sees")
     parser.add_argument("--student", choices=sorted(MODELS), default="binaural_attention", help="the one that hears")
-    parser.add_argument("--base_channels", type=options.positive_int, default=64, metavar="N", help="of both")
+    parser.add_argument("--base_channels", type=options.positive_int, metavar="N", help="of both (default: 64)")
     parser.add_argument(
         "--student_base_channels", type=options.positive_int, metavar="N", help="of the student (default: the same)"
     )
+    for side in ("teacher", "student"):
+        parser.add_argument(
+            f"--{side}_preset", choices=(*PRESETS, *ALIASES), help=f"of a {side} that is depth_anything (default: vits)"
+        )
     parser.add_argument("--image_size", type=options.positive_int, default=256, metavar="N", help="[pixels]")
     return parser
 
@@ -39,8 +44,8 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Build both, compare, print; exit with 1 if the teacher's features cannot be matched as they are."""
     args = create_parser().parse_args(argv)
-    teacher = measure(args.teacher, args.base_channels, args.image_size)
-    student = measure(args.student, args.student_base_channels or args.base_channels, args.image_size)
+    teacher = measure(args.teacher, args.image_size, **config_of(args, "teacher"))
+    student = measure(args.student, args.image_size, **config_of(args, "student"))
     print_table(args, teacher, student)
     differing = [level for level in teacher if not same_shape(teacher, student, level)]
     if differing:
@@ -49,20 +54,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("distillation can start: the student has all of the teacher's levels, in equal shapes")
 
 
-def measure(name: str, base_channels: int, image_size: int) -> Levels:
+def config_of(args: argparse.Namespace, side: str) -> dict[str, Any]:
+    """Return the arguments that the flags set of the ``teacher`` or the ``student``.
+
+    Raises:
+        OptionError: a flag that this network, or for ``--base_channels`` neither, has no use for.
+    """
+    taken = [inspect.signature(MODELS[name]).parameters for name in (args.teacher, args.student)]
+    own = taken[side == "student"]
+    if args.base_channels is not None and not any("base_channels" in parameters for parameters in taken):
+        raise OptionError(f"--base_channels has no effect on {args.teacher} and {args.student}")
+    if args.student_base_channels is not None and "base_channels" not in taken[1]:
+        raise OptionError(f"--student_base_channels has no effect on --student {args.student}")
+    preset = getattr(args, f"{side}_preset")
+    if preset is not None and "preset" not in own:
+        raise OptionError(f"--{side}_preset has no effect on --{side} {getattr(args, side)}")
+    width = (args.student_base_channels if side == "student" else None) or args.base_channels or 64
+    config = {"base_channels": width, "preset": preset}
+    return {key: value for key, value in config.items() if key in own and value is not None}
+
+
+def measure(name: str, image_size: int, **config: Any) -> Levels:
     """Return the shape of each level, and the number of parameters that it needs beyond the levels before it.
 
     Which parameters a level needs is read off the graph of its gradients. The last entry, ``depth``, is the output.
 
+    Args:
+        name: of a model.
+        image_size: side of its inputs in pixels.
+        **config: the model's arguments.
+
     Raises:
         OptionError: the model does not take this size.
     """
-    config: dict[str, Any] = {"base_channels": base_channels}
     if "image_size" in inspect.signature(MODELS[name]).parameters:
         config["image_size"] = image_size
-    with FakeTensorMode():  # tensors of a shape, but without memory
+    with torch.device("meta"):  # not in the mode below, since timm reads values of what it builds
         model = create_model(name, **config).eval()
-        model.check_image_size(image_size)
+    model.check_image_size(image_size)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # tensors of a shape, but without memory
+        model.to_empty(device="cpu")
         inputs = [torch.zeros(1, INPUT_CHANNELS[key], image_size, image_size) for key in model.inputs]
         depth, features = model(*inputs, return_features=True)
         counted: set[nn.Parameter] = set()
@@ -76,7 +107,7 @@ def measure(name: str, base_channels: int, image_size: int) -> Levels:
 
 def needed_by(value: Tensor, model: nn.Module) -> set[nn.Parameter]:
     """Return the parameters on which a tensor depends."""
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(value.sum(), parameters, retain_graph=True, allow_unused=True)
     return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 

@@ -9,6 +9,7 @@ from models.adabins_distillation_model import AdaBinsAudioNet, AdaBinsRGBNet
 from models.base import DepthModel
 from models.base_residual import BaseResidualNet
 from models.binaural_attention_model import BinauralAttentionDepthNet
+from models.depth_anything import DepthAnything
 from models.multimodal_fusion import MultiModalFusionNet
 from models.rgb_depth_model import RGBDepthNet
 from models.unet_baseline import UNetBaseline
@@ -23,6 +24,7 @@ MODELS: dict[str, type[DepthModel]] = {
         MultiModalFusionNet,
         AdaBinsAudioNet,
         AdaBinsRGBNet,
+        DepthAnything,
     )
 }
 

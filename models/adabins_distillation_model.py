@@ -7,7 +7,6 @@ using Adaptive Bins", CVPR 2021.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from errors import CheckpointError, OptionError
 from models.base import DepthModel, Features, normalize_imagenet
 from models.binaural_attention_model import BinauralEncoder
 from models.blocks import LEVEL_WIDTHS, Decoder, DoubleConv, Encoder, name_levels
+from models.weights import read_pickle
 
 RGB_ENCODERS = ("unet", "resnet50")
 
@@ -368,12 +368,10 @@ def read_pretrained(source: str | Path) -> tuple[str, dict[str, Tensor]]:
                 f"put it into {folder}, or give the file's path"
             ) from error
     path = Path(source)
-    if not path.is_file():
-        raise CheckpointError(f"--use_pretrained_rgb {path}: there is no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"--use_pretrained_rgb {path}: not a readable file of weights") from error
+        state = read_pickle(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"--use_pretrained_rgb {error}") from error
     if isinstance(state, dict) and "model_state_dict" in state:
         return "unet", {key: value for key, value in state["model_state_dict"].items() if key.startswith("encoder.")}
     if isinstance(state, dict) and "conv1.weight" in state:

@@ -17,20 +17,28 @@ A checkpoint is a dict of tensors and plain Python values:
                        state; absent from ``best_model.pth``
 ====================== =================================================================================
 
+A bare file of weights is a safetensors file of :func:`save_model`, or one in which Depth Anything is published.
+
 Random states and the scheduler's are not kept: the first follow from the seed, the epoch and the sample
 (``training.engine.seed_epoch``), the learning rate from the step.
 """
 
 from __future__ import annotations
 
-import pickle
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import torch as safetensors
+from torch import Tensor
 
 from errors import CheckpointError, UserError
 from models import DepthModel, create_model
+from models.depth_anything import DepthAnything, restore_depth_anything
+from models.depth_anything_files import canonical_keys
+from models.weights import SAFETENSORS, read_pickle, read_safetensors, weights_in
 from training.files import write_whole
 
 FORMAT = 1
@@ -57,17 +65,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, truncated, unsafe or not one of this toolkit's checkpoints.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, since it is damaged or holds more than tensors and plain values; "
-            "convert it to a dict of tensors first"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint (truncated or damaged)") from error
+    if path.suffix == SAFETENSORS:
+        raise CheckpointError(f"{path}: holds weights alone; this takes a checkpoint, a .pth of a training script")
+    return check_checkpoint(read_pickle(path), path)
+
+
+def check_checkpoint(state: Any, path: Path) -> dict[str, Any]:
+    """Return what was read from a file, if it is a checkpoint that this version can read.
+
+    Raises:
+        CheckpointError: it is not.
+    """
     missing = {"format", "model", "model_state_dict", "preprocessing", "epoch"} - set(
         state if isinstance(state, dict) else ()
     )
@@ -111,6 +119,74 @@ def dataset_options_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if "rgb_filter" in preprocessing:
         options["rgb_filter"] = preprocessing["rgb_filter"]
     return options
+
+
+def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:
+    """Open a network with its weights, in eval mode: from a checkpoint of this toolkit or from a bare file of weights.
+
+    Bare files are those of :func:`save_model`, which name their network, and Depth Anything's: safetensors or .pth, in
+    any layout of ``models.depth_anything_files``, known by their sizes.
+
+    Returns:
+        The network, and its checkpoint; None for a bare file, which says nothing about preprocessing or training.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, unsafe, or of no network that is known here.
+    """
+    if path.suffix == SAFETENSORS:
+        weights, metadata = read_safetensors(path)
+        named = named_model(metadata)
+        if named is not None and named["name"] != DepthAnything.name:
+            return restore_model({"model": named, "model_state_dict": weights}, path), None
+    else:
+        state = read_pickle(path)
+        if isinstance(state, dict) and "format" in state:
+            checkpoint = check_checkpoint(state, path)
+            return restore_model(checkpoint, path), checkpoint
+        weights = weights_in(state, path)
+    return restore_depth_anything(canonical_keys(weights, path), path), None
+
+
+def save_model(model: DepthModel, path: Path, license: str, **about: str) -> None:
+    """Write a network as a bare safetensors file, under its own names, which says what it is.
+
+    Its metadata, which ``models.weights.read_safetensors`` returns, are ``config`` (``{"name", "config"}`` for
+    ``models.create_model``, as JSON) and ``license``.
+
+    Args:
+        model: the network.
+        path: the file; it is replaced whole or not at all.
+        license: under which the weights may be used; those of a student follow its teacher's.
+        **about: further metadata.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; what stood at ``path`` before still stands there.
+    """
+    config = json.dumps({"name": model.name, "config": model.config})
+    save_safetensors(model.state_dict(), path, {"config": config, "license": license, **about})
+
+
+def save_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write weights and metadata as a safetensors file, flushed to the disk.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; what stood at ``path`` before still stands there.
+    """
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}  # channels_last is not
+    try:
+        with write_whole(path, durable=True) as file:
+            file.write(safetensors.save(plain, {"format": "pt", **metadata}))
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be written ({error})") from error
+
+
+def named_model(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the ``{"name", "config"}`` in metadata of :func:`save_model`; None where another program wrote them."""
+    try:
+        named = json.loads(metadata.get("config", ""))
+    except ValueError:
+        return None
+    return named if isinstance(named, dict) and {"name", "config"} <= named.keys() else None
 
 
 def load_weights(model: DepthModel, checkpoint: dict[str, Any], path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
@@ -90,6 +91,10 @@ class Guest(nn.Module):
     It is rebuilt from its own file; a checkpoint of the task keeps its fingerprint, so that a run does not go on with
     another one.
 
+    It is given the student's view. Where a network that takes pictures alone does not take that size (Depth Anything
+    and multiples of 14), it is shown them at the nearest that it takes, and its map comes back at the student's size;
+    its features stay as they are.
+
     Args:
         model: a depth model with its weights; its parameters stop to require gradients.
 
@@ -116,8 +121,30 @@ class Guest(nn.Module):
 
     @torch.no_grad()  # not inference_mode: its tensors cannot be saved for the student's backward
     def forward(self, batch: Batch, return_features: bool = False) -> Any:
-        """Return what the model answers to a batch, and its features where these are asked for."""
-        return self.model(*model_inputs(self.model, batch), return_features=return_features)
+        """Return the model's map [B, 1, H, W] for a batch of that size, and its features where these are asked for."""
+        answer = self.model(*model_inputs(self.model, self.view(batch)), return_features=return_features)
+        depth, *features = answer if return_features else [answer]
+        size = batch[self.model.inputs[0]].shape[-2:]
+        if depth.shape[-2:] != size:
+            depth = F.interpolate(depth.float(), size, mode="bilinear", align_corners=False)
+        return (depth, *features) if return_features else depth
+
+    def view(self, batch: Batch) -> Batch:
+        """Return the batch as the model is shown it: with its pictures at a size that it takes."""
+        if self.model.inputs != ("rgb",):
+            return batch
+        rgb = batch["rgb"]
+        size = tuple(nearest_size(self.model, side) for side in rgb.shape[-2:])
+        if size == rgb.shape[-2:]:
+            return batch
+        resized = F.interpolate(rgb, size, mode="bicubic", align_corners=False, antialias=True)
+        return {**batch, "rgb": resized.clamp(0, 1)}  # bicubic weights go beyond what they weigh
+
+
+def nearest_size(model: Any, side: int) -> int:
+    """Return the side closest to ``side`` [pixels] that fits a model's ``size_multiple``; of two, the larger."""
+    multiple = model.size_multiple
+    return max(2 * multiple, (2 * side + multiple) // (2 * multiple) * multiple)
 
 
 def model_inputs(model: Any, batch: Batch) -> tuple[Tensor, ...]:

@@ -1,0 +1,114 @@
+"""Files of weights: read without running code, and loaded whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from errors import CheckpointError
+
+Weights = dict[str, Tensor]
+
+SAFETENSORS = ".safetensors"  # the suffix; every other file is read as what torch.save wrote
+INSIDE = ("model_state_dict", "state_dict", "model")  # where the weights are, in a file that holds more than them
+WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
+NAMED = 3  # tensors that an error names
+
+
+def read_pickle(path: Path) -> Any:
+    """Read what ``torch.save`` wrote onto the CPU, with ``weights_only=True``: a pickle that would run code is refused.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or unsafe.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, since it is damaged or holds more than tensors and plain values; "
+            "convert it to a dict of tensors first"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable file of weights (truncated or damaged)") from error
+
+
+def read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
+    """Read the tensors of a safetensors file onto the CPU, and its metadata: texts by name.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file (truncated or damaged)") from error
+
+
+def read_weights(path: Path) -> tuple[Weights, dict[str, str]]:
+    """Read the weights in a file of either kind, and its metadata, of which a pickle has none.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, unsafe, or holds no weights.
+    """
+    return read_safetensors(path) if path.suffix == SAFETENSORS else (weights_in(read_pickle(path), path), {})
+
+
+def weights_in(state: Any, path: Path) -> Weights:
+    """Return the weights in what :func:`read_pickle` returned, under the names that the network gave them.
+
+    Where it holds more than weights, they are what stands under a name of ``INSIDE``.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    if isinstance(state, dict):
+        state = next((state[key] for key in INSIDE if isinstance(state.get(key), dict)), state)
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not state or not named:
+        raise CheckpointError(f"{path}: holds no weights: a dict of tensors, bare or as one of {', '.join(INSIDE)}")
+    for prefix in WRAPPERS:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return dict(state)
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights that have every name and every shape of the model, and nothing else.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown or of another shape.
+    """
+    check_fit(model, weights, path)
+    model.load_state_dict(weights)
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise :class:`errors.CheckpointError` that names what is missing, unknown or of another shape, if any is."""
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in weights]
+    unknown = [key for key in weights if key not in expected]
+    misshapen = [
+        f"{key} {list(weights[key].shape)} for {list(value.shape)}"
+        for key, value in expected.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    found = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+    if wrong := [f"{len(names)} {what} ({first_of(names)})" for what, names in found if names]:
+        raise CheckpointError(f"{path}: of the {len(expected)} tensors that it should hold, {', '.join(wrong)}")
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first few names as a text, and how many more there are."""
+    more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return ", ".join([*names[:NAMED], *more])
