@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,36 @@ def read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
     Raises:
         CheckpointError: the file is missing, truncated or of another kind.
     """
+    with open_safetensors(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file to read from.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another kind.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file (truncated or damaged)") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file without reading its tensors; of any other file, none.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another kind.
+    """
+    if path.suffix != SAFETENSORS:
+        return {}
+    with open_safetensors(path) as file:
+        return file.metadata() or {}
 
 
 def read_weights(path: Path) -> tuple[Weights, dict[str, str]]:

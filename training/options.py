@@ -353,4 +353,10 @@ def loader_options(args: argparse.Namespace, fabric: Any) -> dict[str, Any]:
 
 def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags as plain values (paths as text), for args.json and for the checkpoint."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in sorted(vars(args).items())}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {key: plain(value) for key, value in sorted(vars(args).items())}

@@ -64,7 +64,7 @@ class RunLog:
         self._metrics.append([row])
         if self._wandb:
             self._wandb.log(row, step=step)
-        shown = ("epoch", "lr", "train_", "val_rmse", "val_abs_rel", "val_delta1")
+        shown = ("epoch", "lr", "train_", "val_rmse", "val_abs_rel", "val_delta1", "val_distance")
         parts = [f"{key} {value:.4g}" for key, value in row.items() if key.startswith(shown) and key != "epoch"]
         self.say(f"epoch {row['epoch']}: " + ", ".join(parts))
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import Parameter
 
 from training.depth_losses import edge_aware_smoothness, edge_loss, l1_loss, low_pass
 from training.metrics import valid_pixels
 from training.task import Batch, Guest, Task, count_images, mean_over_images, model_inputs
-from utils_distillation_loss import DistillationLoss, FeatureDistillation, ResponseDistillation
+from utils_distillation_loss import (
+    DisparityDistillationLoss,
+    DistillationLoss,
+    FeatureDistillation,
+    ResponseDistillation,
+)
 
 RAMP = 0.2  # of the training: until then, ramped terms grow from 0 to their weights
 
@@ -281,3 +288,111 @@ class AdaBinsDistillationTask(Task):
         self.teacher.train(self.training and learns)
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             return self.teacher(*model_inputs(self.teacher, batch), return_features=True)
+
+
+class MeasuredDisparity(nn.Module):
+    """Measured depth in the place of a teacher: what is known is its inverse; pixels without a measurement are NaN."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return 1 / depth [B, 1, H, W] in 1/m, NaN where there is none."""
+        depth = batch["depth"]
+        return torch.where(valid_pixels(depth), 1 / depth.clamp(min=1e-6), torch.nan)
+
+
+class DisparityDistillationTask(Task):
+    """Disparity from pictures, from the answers of frozen teachers: no measured depth is needed.
+
+    A batch has a view, ``rgb``, and closer ``local`` views of its parts (``dataloaders.crops``). At each step one of
+    the teachers answers to all of them in one call, and the student to the view; the terms are those of
+    ``utils_distillation_loss.DisparityDistillationLoss``. Which teacher it is, is drawn: choosing one beats averaging
+    all (Distill Any Depth, arXiv 2502.19204).
+
+    One of the teachers may be measured depth (:class:`MeasuredDisparity`). It has neither tokens nor closer views: in
+    its steps ``lg`` and ``feat`` do not count.
+
+    Args:
+        student: a network of disparities.
+        teachers: likewise, each with the tokens ``t4`` among its features; or :class:`MeasuredDisparity`.
+        losses: one for each, equal but for the teachers' widths.
+        shares: how often each is drawn; they need not sum up to 1.
+        encoder: the part of the student that learns at another rate.
+        encoder_rate: that rate, as a factor on ``--learning_rate``.
+        bf16_teachers: whether they compute in bfloat16.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"rgb"})  # and depth, where measured depth teaches
+    uses_unlabelled: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        losses: Sequence[DisparityDistillationLoss],
+        shares: Sequence[float],
+        *,
+        encoder: nn.Module,
+        encoder_rate: float = 1.0,
+        bf16_teachers: bool = False,
+    ) -> None:
+        super().__init__(student)
+        for number, teacher in enumerate(teachers):
+            guest = teacher if isinstance(teacher, MeasuredDisparity) else Guest(teacher)
+            self.add_module(f"teacher{number}", guest)
+        self.losses = nn.ModuleList(losses)
+        self.terms = [term for term in losses[0].weights if any(loss.weights[term] > 0 for loss in losses)]
+        self.shares = torch.tensor(shares, dtype=torch.float64)
+        self.encoder_parameters = {id(parameter) for parameter in encoder.parameters()}
+        self.encoder_rate = encoder_rate
+        self.bf16_teachers = bf16_teachers
+
+    def trainable_groups(self) -> dict[float, list[Parameter]]:
+        """Return the trainable parameters by their factor on ``--learning_rate``."""
+        groups: dict[float, list[Parameter]] = {}
+        for parameter in self.trainable():
+            rate = self.encoder_rate if id(parameter) in self.encoder_parameters else 1.0
+            groups.setdefault(rate, []).append(parameter)
+        return groups
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Any]:
+        """Return the loss, its parts (unweighted) with the images that they count, and the disparity [B, 1, H, W]."""
+        number = int(torch.multinomial(self.shares, 1)) if len(self.losses) > 1 else 0
+        teacher: Any = getattr(self, f"teacher{number}")
+        loss: Any = self.losses[number]
+        disparity, features = self.student(*model_inputs(self.student, batch), return_features=True)
+        if isinstance(teacher, MeasuredDisparity):
+            terms = loss(disparity, teacher(batch))
+        else:
+            taught, closer, seen = self.ask(teacher, batch)
+            local = (disparity, closer, batch["boxes"]) if closer.shape[1] else None
+            terms = loss(disparity, taught, local=local, tokens=(features["t4"], seen))
+        means = {term: mean_over_images(value) for term, value in terms.items()}
+        total = torch.stack([loss.weights[term] * mean for term, mean in means.items()]).sum()
+        # Every term in every step, since the log has a column for each; one that this teacher lacks counts no image.
+        images = count_images(torch.ones(len(disparity), dtype=torch.bool, device=disparity.device))
+        parts = {term: means.get(term, torch.zeros_like(total)) for term in self.terms}
+        counts = {term: images if term in means else torch.zeros_like(images) for term in self.terms}
+        return {"loss": total, "depth": disparity, **parts, "counts": counts}
+
+    def distance(self, batch: Batch) -> Tensor:
+        """Return how far the student is, in ``sc``, from the networks that teach it, by their shares: [B]."""
+        disparity = self.student(*model_inputs(self.student, batch))
+        total, weight = torch.zeros(len(disparity), device=disparity.device), 0.0
+        for number, share in enumerate(self.shares.tolist()):
+            teacher: Any = getattr(self, f"teacher{number}")
+            loss: Any = self.losses[number]
+            if not isinstance(teacher, MeasuredDisparity):
+                taught, _, _ = self.ask(teacher, {"rgb": batch["rgb"]})
+                total, weight = total + share * loss.shared_view(disparity, taught), weight + share
+        return total / weight
+
+    def ask(self, teacher: Guest, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a teacher's answers to the view [B, 1, H, W] and to its parts [B, N, 1, H, W], and its tokens."""
+        views = batch["rgb"][:, None]
+        if "local" in batch:
+            views = torch.cat([views, batch["local"]], dim=1)  # [B, 1 + N, 3, H, W]
+        shape = views.shape[:2]
+        precision = torch.autocast(views.device.type, torch.bfloat16) if self.bf16_teachers else nullcontext()
+        with precision:
+            answer, features = teacher({"rgb": views.flatten(0, 1)}, return_features=True)
+        answer = answer.float().unflatten(0, shape)
+        return answer[:, 0], answer[:, 1:], features["t4"].unflatten(0, shape)[:, 0]
