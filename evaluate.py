@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -87,6 +89,9 @@ def create_parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("report")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    group.add_argument(
+        "--per_image", type=Path, metavar="FILE", help="write a CSV with the metrics of each image of the first one"
+    )
     group.add_argument("--per_location", action="store_true", help="a table by location")
     group.add_argument("--depth_bins", action="store_true", help="a table by the distance of the measured depth")
     group.add_argument(
@@ -142,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases = args.cases or experiment / f"{first.data['name']}_{args.split}_cases.png"
     save_cases(cases, fabric, candidates)
     print(f"cases from the best to the worst: {cases}")
+    if args.per_image:
+        write_per_image(args.per_image, first)
+        print(f"metrics of each image: {args.per_image}")
     if args.json:
         report |= {
             "checkpoint": str(args.checkpoint[0]),
@@ -254,6 +262,20 @@ def fit_baselines_of(args: argparse.Namespace, data: dict[str, Any]) -> dict[str
         print("no baselines: no training pair has depth")
         return {}
     return fit_baselines(loader)
+
+
+def write_per_image(path: Path, candidate: Candidate) -> None:
+    """Write one row per scored image, whole or not at all: its id, and its metrics under the first mask."""
+    metrics = candidate.table.scoring.metrics
+    columns = {metric: candidate.table.per_image(metric) for metric in metrics}
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["id", *metrics])
+    for index in columns[metrics[0]]:
+        writer.writerow([candidate.dataset.ids[index], *(columns[metric][index] for metric in metrics)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_whole(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def by_location(candidate: Candidate) -> dict[str, dict[str, float]]:

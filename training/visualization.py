@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ ERROR_COLORS = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
 
 NAMES = ("truth", "audio", "RGB")  # of the curves of bins (without the truth) and histograms
 COLORS = ("black", "tab:blue", "tab:orange")
+
+HEADING = 26  # characters in a line of a column's heading
 
 Column = tuple[str, str, list[Tensor]]  # title; a kind that save_grid knows; one map per row
 
@@ -52,7 +55,7 @@ def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: s
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
-                axis.set_title(heading, fontsize=9)
+                axis.set_title(textwrap.fill(heading, HEADING), fontsize=9)
         axes[row, 0].set_ylabel(row_titles[row], fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)

@@ -1,0 +1,1 @@
+"""Experiments: which trainings answer a question, running them, and what their results say."""

@@ -1,0 +1,262 @@
+"""What a suite found out: a table with intervals, pictures, the commands; as Markdown and as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from experiments.runs import REPOSITORY, Run
+from experiments.statistics import Interval, change_interval, mean_interval
+from experiments.suites import Suite
+from training.files import write_whole
+from training.run_log import read_csv
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SHOWN = ("abs_rel", "delta1")  # means beside the RMSE
+
+
+@dataclass
+class Scores:
+    """The test of one row.
+
+    Attributes:
+        run: what was trained.
+        seeds: those that ended.
+        errors: RMSE in metres [S, N] of N test images under S seeds.
+        means: further metrics by name, mean over images and seeds.
+        curves: of each seed, the validation RMSE in metres after each epoch.
+    """
+
+    run: Run
+    seeds: list[int]
+    errors: np.ndarray
+    means: dict[str, float]
+    curves: list[list[float]]
+
+
+def read_scores(run: Run, tested: Mapping[int, Path], results: Path) -> Scores:
+    """Read the scores of a row.
+
+    Args:
+        run: the row.
+        tested: by seed, the CSV of ``evaluate.py --per_image``.
+        results: holds the folders with ``metrics.csv``.
+
+    Raises:
+        ValueError: the seeds were not tested on the same images.
+    """
+    tables = []
+    for path in tested.values():
+        with path.open(newline="", encoding="utf-8") as file:
+            tables.append(list(csv.DictReader(file)))
+    ids = [[row["id"] for row in table] for table in tables]
+    if any(other != ids[0] for other in ids):
+        raise ValueError(f"{run.name}: its seeds were not tested on the same images")
+    values = {key: np.array([[float(row[key]) for row in table] for table in tables]) for key in ("rmse", *SHOWN)}
+    curves = [
+        [row["val_rmse"] for row in read_csv(results / run.folder(seed) / "metrics.csv") if "val_rmse" in row]
+        for seed in tested
+    ]
+    return Scores(run, list(tested), values["rmse"], {key: float(values[key].mean()) for key in SHOWN}, curves)
+
+
+def change(row: Scores, control: Scores | None) -> Interval | None:
+    """Return how a row's RMSE differs from its control's, over the seeds that both have."""
+    if control is None:
+        return None
+    both = [seed for seed in row.seeds if seed in control.seeds]
+    if not both:
+        return None
+    ours, theirs = (table.errors[[table.seeds.index(seed) for seed in both]] for table in (row, control))
+    return change_interval(ours, theirs) if ours.shape == theirs.shape else None
+
+
+def table(suite: Suite, scores: Mapping[str, Scores], reference: float) -> list[list[str]]:
+    """Return the suite's table as texts, its header first.
+
+    Args:
+        suite: the rows and their controls.
+        scores: by the name of a row; a row that failed has none.
+        reference: RMSE in metres of the mean depth map.
+    """
+    lines = [["", "RMSE [m]", "95 %", "seeds", "of the mean map's", "ABS_REL", "d1", "against its control", "95 %"]]
+    lines.append(["mean depth map", f"{reference:.3f}", "", "", "1.000", "", "", "", ""])
+    for run in suite.rows:
+        row = scores.get(run.name)
+        if row is None:
+            lines.append([run.name, "failed", *[""] * 7])
+            continue
+        mean = mean_interval(row.errors)
+        seeds = " ".join(f"{value:.3f}" for value in row.errors.mean(axis=1))
+        cells = [run.name, f"{mean.value:.3f}", f"{mean.low:.3f} to {mean.high:.3f}", seeds]
+        cells += [f"{mean.value / reference:.3f}", *(f"{row.means[key]:.3f}" for key in SHOWN)]
+        found = change(row, scores.get(suite.control.get(run.name, "")))
+        if found is None:
+            cells += ["", ""]
+        else:
+            cells += [f"{100 * found.value:+.1f} %", f"{100 * found.low:+.1f} to {100 * found.high:+.1f} %"]
+        lines.append(cells)
+    return lines
+
+
+def draw_curves(scores: Mapping[str, Scores]) -> bytes:
+    """Draw the validation RMSE by epoch, the mean over the seeds and their range: a PNG."""
+    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    colors = matplotlib.colormaps["tab20"]
+    for number, (name, row) in enumerate(scores.items()):
+        length = min(len(curve) for curve in row.curves)
+        if length == 0:
+            continue
+        curves = np.array([curve[:length] for curve in row.curves])
+        epochs = np.arange(1, length + 1)
+        axis.plot(epochs, curves.mean(axis=0), label=name, color=colors(number % 20))
+        axis.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), alpha=0.15, color=colors(number % 20))
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("validation RMSE [m]")
+    axis.legend(fontsize=7, ncols=2)
+    return _png(figure)
+
+
+def draw_bars(suite: Suite, scores: Mapping[str, Scores], reference: float) -> bytes:
+    """Draw each row's RMSE with its interval, and each seed as a point: a PNG."""
+    rows = [run.name for run in suite.rows if run.name in scores]
+    figure, axis = plt.subplots(figsize=(9, 0.8 + 0.34 * len(rows)), layout="constrained")
+    controls = set(suite.control.values())
+    for place, name in enumerate(reversed(rows)):
+        mean = mean_interval(scores[name].errors)
+        axis.barh(place, mean.value, color="tab:gray" if name in controls else "tab:blue", alpha=0.7)
+        axis.plot([mean.low, mean.high], [place, place], color="black")
+        points = scores[name].errors.mean(axis=1)
+        axis.plot(points, [place] * len(points), ".", color="black", markersize=4)
+    axis.axvline(reference, color="tab:red", linestyle="--", label="mean depth map")
+    axis.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=8)
+    axis.set_xlabel("test RMSE [m], 95 % interval, seeds; controls in grey")
+    axis.legend(fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=110)
+    plt.close(figure)
+    return stream.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Return what made the figures: commit, Python, libraries, machine."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy"))
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] \
+        if cpu.is_file() else []  # fmt: skip
+    return {
+        "commit": commit.stdout.strip() or "unknown",
+        "Python": platform.python_version(),
+        "libraries": libraries,
+        "machine": f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def write_report(
+    folder: Path,
+    suite: Suite,
+    scores: Mapping[str, Scores],
+    reference: float,
+    *,
+    command: Sequence[str],
+    commands: Sequence[str],
+    failed: Mapping[tuple[str, int], str],
+    rooms: Path | None,
+) -> list[Path]:
+    """Write ``report.md`` with its pictures, and ``report.html``, which needs no other file.
+
+    Args:
+        folder: where they go; it is made.
+        suite: what was compared.
+        scores: by the name of a row.
+        reference: RMSE in metres of the mean depth map.
+        command: what repeats the suite.
+        commands: what it ran.
+        failed: why, of each (name, seed) that failed.
+        rooms: a picture of the same test samples as each row predicts them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {"bars.png": draw_bars(suite, scores, reference), "curves.png": draw_curves(scores)}
+    if rooms is not None and rooms.is_file():
+        pictures["rooms.png"] = rooms.read_bytes()
+    captions = {
+        "bars.png": "Test RMSE of each row.",
+        "curves.png": "Validation RMSE by epoch: mean and range of the seeds.",
+        "rooms.png": "The same test samples, from the easiest to the hardest for the first row.",
+    }
+    lines = table(suite, scores, reference)
+    notes = [
+        "RMSE in metres per image over the measured pixels, then the mean over the test images. Intervals: 95 %, from "
+        "a bootstrap over seeds and test images; those of a difference are paired.",
+        *(f"{name}, seed {seed}: failed ({why})" for (name, seed), why in failed.items()),
+        *(f"{key}: {value}" for key, value in versions().items()),
+    ]
+    repeat = f"python {shlex.join(command)}"
+
+    text = [f"# {suite.title}", "", *_markdown(lines), "", *(f"- {note}" for note in notes), ""]
+    text += ["```bash", repeat, "```", ""]
+    text += [f"![{captions[name]}]({name})" for name in pictures]
+    text += ["", "What was run:", "", "```", *commands, "```", ""]
+    page = [f"<h1>{html.escape(suite.title)}</h1>", _html(lines)]
+    page += [f"<p>{html.escape(note)}</p>" for note in notes]
+    page += [f"<pre>{html.escape(repeat)}</pre>"]
+    for name, picture in pictures.items():
+        source = base64.b64encode(picture).decode()
+        page.append(
+            f'<figure><img src="data:image/png;base64,{source}"><figcaption>{captions[name]}</figcaption></figure>'
+        )
+    page += ["<details><summary>What was run</summary><pre>", html.escape("\n".join(commands)), "</pre></details>"]
+    files = {**pictures, "report.md": "\n".join(text).encode(), "report.html": (_HEAD + "\n".join(page)).encode()}
+    for name, content in files.items():
+        with write_whole(folder / name) as file:
+            file.write(content)
+    return [folder / "report.md", folder / "report.html"]
+
+
+_HEAD = """<!doctype html><meta charset="utf-8"><title>Report</title><style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left }
+pre { background: #f5f5f5; padding: .7rem; overflow-x: auto }
+img { max-width: 100% }
+figure { margin: 2rem 0 }
+figcaption { color: #555 }
+</style>
+"""
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> list[str]:
+    head, *rest = [f"| {' | '.join(cells)} |" for cells in lines]
+    return [head, "|" + "---|" * len(lines[0]), *rest]
+
+
+def _html(lines: Sequence[Sequence[str]]) -> str:
+    rows = []
+    for number, cells in enumerate(lines):
+        tag = "td" if number else "th"
+        rows.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>")
+    return f"<table>{''.join(rows)}</table>"

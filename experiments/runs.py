@@ -1,0 +1,149 @@
+"""Trainings as rows of an experiment: run once, resumed after a kill, reported when they fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from errors import CheckpointError
+from training.checkpoint import load_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to train, whatever the seed.
+
+    Attributes:
+        name: what a table calls it. Two runs of one name are the same, also in different suites.
+        command: script and flags, but for data, length, seed, and where it is written.
+        epochs: its length.
+        data: flags that name its data, where these are not the experiment's.
+        teacher: whose best model it is given as ``--teacher_checkpoint``.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    epochs: int
+    data: tuple[str, ...] | None = None
+    teacher: Run | None = None
+
+    def folder(self, seed: int) -> str:
+        """Return the name of the experiment under which one seed is kept."""
+        return "_".join([*re.findall(r"[a-z0-9.]+", self.name.lower()), f"seed{seed}"])
+
+
+@dataclass
+class Laboratory:
+    """Where and how runs are made.
+
+    Attributes:
+        output_dir: holds ``checkpoints``, ``results`` and ``logs`` of all runs.
+        data: flags that name the data of a run that has none of its own.
+        shared: flags of all runs: sizes, workers, precision.
+        jobs: runs at a time; each gets its share of the cores.
+        say: is told what happens.
+    """
+
+    output_dir: Path
+    data: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+    jobs: int = 1
+    say: Callable[[str], None] = field(default=print)
+
+    def best(self, run: Run, seed: int) -> Path:
+        """Return the file of a run's best epoch on the validation samples."""
+        return self.output_dir / "checkpoints" / run.folder(seed) / "best_model.pth"
+
+    def epochs_done(self, run: Run, seed: int) -> int:
+        """Return how many epochs of a run are done, 0 where its last checkpoint cannot be read."""
+        try:
+            return load_checkpoint(self.best(run, seed).with_name("last.pth"))["epoch"]
+        except CheckpointError:
+            return 0
+
+    def command(self, run: Run, seed: int, done: int = 0) -> list[str]:
+        """Return the command that trains one seed of a run, or goes on with it after ``done`` epochs."""
+        command = [*run.command, *self.shared, *(run.data or self.data), "--nb_epochs", f"{run.epochs}"]
+        command += ["--seed", f"{seed}", "--output_dir", f"{self.output_dir}", "--experiment_name", run.folder(seed)]
+        command += ["--save_frequency", f"{run.epochs}"]
+        if run.teacher:
+            command += ["--teacher_checkpoint", f"{self.best(run.teacher, seed)}"]
+        return [*command, "--resume" if done else "--overwrite"]
+
+    def train_all(self, runs: Sequence[Run], seeds: Sequence[int]) -> dict[tuple[str, int], str]:
+        """Train all seeds of all runs, teachers before those whom they teach; skip what is done.
+
+        Returns:
+            Of each (name, seed) that failed, why.
+        """
+        failed: dict[tuple[str, int], str] = {}
+        waiting = [(run, seed) for seed in seeds for run in with_teachers(runs)]
+        total, numbers, lock = len(waiting), iter(range(1, len(waiting) + 1)), threading.Lock()
+
+        def train(run: Run, seed: int) -> None:
+            if run.teacher and (run.teacher.name, seed) in failed:
+                reason: str | None = f"its teacher, {run.teacher.name}, failed"
+            else:
+                reason = self.train(run, seed)
+            with lock:
+                if reason:
+                    failed[run.name, seed] = reason
+                state = f"FAILED: {reason}" if reason else "done"
+                self.say(f"[{next(numbers)}/{total}] {run.name}, seed {seed}: {state}")
+
+        while waiting:  # a wave: what waits for nobody in this list
+            names = {(run.name, seed) for run, seed in waiting}
+            wave = [(r, s) for r, s in waiting if not r.teacher or (r.teacher.name, s) not in names]
+            waiting = [job for job in waiting if job not in wave]
+            with ThreadPoolExecutor(self.jobs) as pool:
+                for ended in as_completed([pool.submit(train, *job) for job in wave]):
+                    ended.result()
+        return failed
+
+    def train(self, run: Run, seed: int) -> str | None:
+        """Train one seed of a run to its end, unless it is there; return why it failed, if it did.
+
+        What it prints is kept in ``logs/<folder>.txt``.
+        """
+        done = self.epochs_done(run, seed)
+        if done >= run.epochs:
+            return None
+        command = self.command(run, seed, done)
+        log = self.output_dir / "logs" / f"{run.folder(seed)}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.say(f"python {shlex.join(command)}")
+        begun = time.monotonic()
+        with log.open("a", encoding="utf-8") as file:
+            ended = self.call(command, stdout=file, stderr=subprocess.STDOUT)
+        if ended.returncode == 0:
+            self.say(f"{run.name}, seed {seed}: {(time.monotonic() - begun) / 60:.1f} minutes")
+            return None
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+        return f"exit code {ended.returncode}: {last[0]} ({log})"
+
+    def call(self, command: Sequence[str], **streams: object) -> subprocess.CompletedProcess:
+        """Run a script of this toolkit on this job's share of the cores."""
+        threads = {"OMP_NUM_THREADS": f"{max(1, (os.cpu_count() or 1) // self.jobs)}"}
+        environment = os.environ | threads
+        return subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment, check=False, **streams)  # type: ignore[call-overload]
+
+
+def with_teachers(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs and the teachers that they need, each once, a teacher before those whom it teaches."""
+    ordered: list[Run] = []
+    for run in runs:
+        for needed in [*with_teachers([run.teacher]), run] if run.teacher else [run]:
+            if needed not in ordered:
+                ordered.append(needed)
+    return ordered

@@ -1,0 +1,291 @@
+"""The suites: which trainings stand beside each other, and which of them is the control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from experiments.runs import Run
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How large networks are and how long they train.
+
+    Attributes:
+        size: flags of all runs.
+        student: width and attention of those that hear.
+        teacher: width and rate of the one that sees.
+        unet: width and rate of the U-Net baseline, chosen on the validation samples.
+        epochs: of a run.
+        short: of a run in the suites that hold many beside each other.
+        teacher_epochs: of a teacher.
+        n_bins: of AdaBins.
+    """
+
+    size: tuple[str, ...]
+    student: tuple[str, ...]
+    teacher: tuple[str, ...]
+    unet: tuple[str, ...]
+    epochs: int
+    short: int
+    teacher_epochs: int
+    n_bins: int = 128
+
+
+PRESETS = {
+    "cpu": Preset(
+        size=("--image_size", "64", "--batch_size", "16", "--num_workers", "0", "--augment"),
+        student=("--base_channels", "8", "--attention_levels", "4", "5"),
+        teacher=("--base_channels", "16", "--learning_rate", "0.002"),
+        unet=("--base_channels", "32", "--learning_rate", "0.002"),
+        epochs=36,
+        short=12,
+        teacher_epochs=12,
+        n_bins=64,
+    ),
+    "gpu": Preset(
+        size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
+        student=("--base_channels", "32"),
+        teacher=("--base_channels", "32", "--learning_rate", "0.0005"),
+        unet=("--base_channels", "64", "--learning_rate", "0.002"),
+        epochs=60,
+        short=20,
+        teacher_epochs=60,
+    ),
+    "paper": Preset(
+        size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
+        student=("--base_channels", "64"),
+        teacher=("--base_channels", "64", "--learning_rate", "0.0001"),
+        unet=("--base_channels", "64", "--learning_rate", "0.002"),
+        epochs=200,
+        short=60,
+        teacher_epochs=200,
+    ),
+}
+SMOKE = Preset(
+    size=("--image_size", "32", "--batch_size", "4", "--num_workers", "0"),
+    student=("--base_channels", "4", "--attention_levels", "5"),
+    teacher=("--base_channels", "4", "--learning_rate", "0.002"),
+    unet=("--base_channels", "4", "--learning_rate", "0.002"),
+    epochs=2,
+    short=2,
+    teacher_epochs=2,
+    n_bins=8,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the rows of a suite are made for.
+
+    Attributes:
+        preset: sizes and lengths.
+        steps: batches of an epoch, the same for few labels as for many.
+        other_data: flags of the data on which a teacher with all labels of its own is trained; None: there is none.
+        other_location: one that is kept for the test; None: there is none.
+        other_test: flags of another data set to be tested on; None: there is none.
+    """
+
+    preset: Preset
+    steps: int
+    other_data: tuple[str, ...] | None = None
+    other_location: str | None = None
+    other_test: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Rows to compare.
+
+    Attributes:
+        title: the question.
+        rows: in the order of the table.
+        control: by the name of a row, that of its control; a row without one is compared with nothing.
+        evaluate: flags for the test, beside the checkpoint.
+    """
+
+    title: str
+    rows: list[Run]
+    control: dict[str, str] = field(default_factory=dict)
+    evaluate: tuple[str, ...] = ()
+
+
+class Rows:
+    """The trainings out of which suites are put together, under one setting.
+
+    A row's name says all that tells it from the others of a preset, so that suites share what they have in common.
+    """
+
+    def __init__(self, setting: Setting, epochs: int) -> None:
+        self.setting = setting
+        self.preset = setting.preset
+        self.epochs = epochs
+
+    def labels(self, fraction: float) -> tuple[str, ...]:
+        """Return the flags of a share of the labels: equally many steps, however many there are."""
+        return ("--label_fraction", f"{fraction:g}", "--steps_per_epoch", f"{self.setting.steps}")
+
+    def name(self, what: str, fraction: float) -> str:
+        """Return what is trained, on which share of the labels, and for how long."""
+        return f"{what}, {100 * fraction:g} % labels, {self.epochs} epochs"
+
+    def teacher(self, fraction: float = 1.0) -> Run:
+        """A network that sees, of the same rooms and labels."""
+        command = ("train_rgb_depth.py", *self.preset.teacher, *self.labels(fraction))
+        return Run(f"RGB, {100 * fraction:g} % labels", command, self.preset.teacher_epochs)
+
+    def other_teacher(self) -> Run | None:
+        """A network that sees, of other rooms with all their labels."""
+        if self.setting.other_data is None:
+            return None
+        command = ("train_rgb_depth.py", *self.preset.teacher)
+        return Run("RGB, other rooms", command, self.preset.teacher_epochs, data=self.setting.other_data)
+
+    def audio(self, fraction: float = 1.0) -> Run:
+        """The audio student on its own."""
+        command = ("train_binaural_attention.py", *self.preset.student, *self.labels(fraction))
+        return Run(self.name("audio alone", fraction), command, self.epochs)
+
+    def taught(self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None) -> Run:
+        """The audio student under a teacher."""
+        command = ("train_distillation.py", *self.preset.student, *self.labels(fraction), *flags)
+        return Run(self.name(what, fraction), command, self.epochs, teacher=teacher or self.teacher(fraction))
+
+    def baseline(self, model: str, fraction: float = 1.0) -> Run:
+        """One of the systems that the student is compared with, under its budget."""
+        width = self.preset.unet if model == "unet_baseline" else self.preset.student[:2]
+        command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *width, *self.labels(fraction))
+        return Run(self.name(model.replace("_", " "), fraction), command, self.epochs)
+
+    def adabins(self, what: str, *flags: str, fraction: float = 1.0, n_bins: int | None = None) -> Run:
+        """The AdaBins student and its teacher, who learn together."""
+        bins = ("--n_bins", f"{n_bins or self.preset.n_bins}")
+        command = ("train_adabins_distillation.py", *self.preset.student, *self.labels(fraction), *bins, *flags)
+        return Run(self.name(what, fraction), command, self.epochs)
+
+
+FEATURES = ("--lambda_feat", "0.1", "--feature_loss", "mse", "--feature_levels", "d1", "d2", "d3")
+
+
+def ladder(setting: Setting) -> Suite:
+    """From sound alone to all that teaching has, beside the systems that it is compared with; all labels."""
+    make = Rows(setting, setting.preset.epochs)
+    control = make.audio()
+    students = [
+        make.taught("depth distillation"),
+        make.taught("depth + features", *FEATURES),
+        make.taught("depth + features + adaptive", *FEATURES, "--schedule", "adaptive"),
+        make.adabins("AdaBins distillation"),
+        make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
+    ]
+    others = [make.baseline("unet_baseline"), make.baseline("base_residual")]
+    both = [make.baseline("multimodal_fusion"), make.teacher()]
+    return Suite(
+        "The ladder: what each part of the teaching adds where every pair has depth",
+        [control, *students, *others, *both],
+        {row.name: control.name for row in (*students, *others)},
+    )
+
+
+def labels(setting: Setting) -> Suite:
+    """With and without distillation, from no label to all of them."""
+    make = Rows(setting, setting.preset.epochs)
+    other = make.other_teacher()
+    rows: list[Run] = []
+    control: dict[str, str] = {}
+    for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
+        alone = make.audio(fraction) if fraction else None
+        taught = [make.taught("taught by RGB of the same labels", fraction=fraction)] if fraction else []
+        if other is not None:
+            taught.append(make.taught("taught by RGB of other rooms", fraction=fraction, teacher=other))
+        unet = [make.baseline("unet_baseline", fraction)] if fraction in (0.1, 1.0) else []
+        rows += [*([alone] if alone else []), *taught, *unet]
+        control |= {row.name: alone.name for row in (*taught, *unet) if alone}
+    if other is not None:  # an ear without a label, held against one that had them all
+        rows.append(other)
+        control[make.name("taught by RGB of other rooms", 0.0)] = make.audio(1.0).name
+    return Suite("How many labels the teaching replaces", rows, control)
+
+
+def ablation(setting: Setting) -> Suite:
+    """Each loss off in turn, and the choices inside each, where a tenth of the pairs has depth."""
+    make = Rows(setting, setting.preset.short)
+    few = 0.1
+
+    def taught(what: str, *flags: str) -> Run:
+        return make.taught(what, *flags, fraction=few)
+
+    full = taught("full", *FEATURES)
+    rows = [
+        full,
+        taught("without features"),
+        taught("without depth maps", *FEATURES, "--lambda_kd", "0"),
+        taught("without labels", *FEATURES, "--lambda_task", "0"),
+        taught("full, adaptive", *FEATURES, "--schedule", "adaptive"),
+        *(taught(f"response {kind}", *FEATURES, "--response_loss", kind) for kind in ("mse", "silog", "ssi")),
+        *(
+            taught(f"features {kind}", "--lambda_feat", weight, "--feature_loss", kind, *FEATURES[4:])
+            for kind, weight in (("cosine", "0.1"), ("cwd", "0.25"), ("similarity", "4"), ("attention", "0.04"))
+        ),
+        *(
+            taught(f"features at {' '.join(levels)}", *FEATURES[:5], *levels)
+            for levels in (("x1", "x2", "x3"), ("x4", "x5"), ("d4",))
+        ),
+    ]
+    bins = make.adabins("AdaBins", fraction=few)
+    bin_rows = [
+        bins,
+        *(
+            make.adabins(f"AdaBins without {term}", f"--lambda_{term}", "0", fraction=few)
+            for term in ("task", "response", "feature", "bin", "sparse")
+        ),
+        *(make.adabins(f"AdaBins, temperature {t}", "--temperature", t, fraction=few) for t in ("1", "2", "8")),
+        *(make.adabins(f"AdaBins, {n} bins", fraction=few, n_bins=n) for n in (16, 256)),
+    ]
+    alone = make.audio(few)
+    control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
+    return Suite(
+        "The ablation: each part of the teaching off in turn, a tenth of the labels",
+        [alone, *rows, *bin_rows],
+        control | {full.name: alone.name, bins.name: alone.name},
+    )
+
+
+def transfer(setting: Setting) -> Suite:
+    """Trained on one place, tested on another: does what was taught travel?"""
+    make = Rows(setting, setting.preset.short)
+    held = ("--holdout_location", setting.other_location) if setting.other_location else ()
+    rows = [
+        make.audio(),
+        make.taught("depth distillation"),
+        make.adabins("AdaBins distillation"),
+        make.baseline("unet_baseline"),
+        make.teacher(),
+    ]
+    if held:
+        travelled = f", without {setting.other_location}"
+
+        def without(run: Run) -> Run:
+            teacher = without(run.teacher) if run.teacher else None
+            return replace(run, name=run.name + travelled, command=(*run.command, *held), teacher=teacher)
+
+        rows = [without(row) for row in rows]
+    control = {row.name: rows[0].name for row in rows[1:4]}
+    return Suite("Transfer: tested where it was not trained", rows, control, setting.other_test or ())
+
+
+def smoke(setting: Setting) -> Suite:
+    """Minutes on anything: does the machinery work?"""
+    make = Rows(setting, setting.preset.epochs)
+    control, taught = make.audio(0.5), make.taught("depth distillation", fraction=0.5)
+    return Suite("Smoke: nothing is learnt here", [control, taught, make.teacher(0.5)], {taught.name: control.name})
+
+
+SUITES: dict[str, Callable[[Setting], Suite]] = {
+    "ladder": ladder,
+    "ablation": ablation,
+    "labels": labels,
+    "transfer": transfer,
+    "smoke": smoke,
+}

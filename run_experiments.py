@@ -1,0 +1,222 @@
+"""Run a suite of trainings with seeds and controls, and report what came out.
+
+    python run_experiments.py smoke                   a minute or two: does it all work?
+    python run_experiments.py ladder --preset cpu     what each part of the teaching adds
+    python run_experiments.py labels                  how many labels the teaching replaces
+    python run_experiments.py ablation                each part of the teaching off in turn
+    python run_experiments.py transfer                tested where it was not trained
+
+What is done is not done again, what was killed goes on, what failed is reported and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataloaders import DATASETS, DEFAULT_DIRS, create_dataset
+from errors import OptionError, TrainingError, run_script
+from experiments.report import Scores, read_scores, write_report
+from experiments.runs import Laboratory, with_teachers
+from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
+from training import options
+
+OTHER_ROOMS = "SimulatedRoomsOther"  # beside the rooms themselves
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    parser = options.create_parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("suite", choices=tuple(SUITES), help="which trainings stand beside each other")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="how large, and how long")
+    parser.add_argument(
+        "--seeds", type=options.non_negative_int, nargs="+", default=[0, 1, 2], metavar="N", help="of each training"
+    )
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose name contains one of these, and controls")
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=sorted(DATASETS), default="simulated", help="simulated needs no download")
+    group.add_argument("--dataset_dir", type=Path, metavar="DIR", help="its folder (default: data/...)")
+    group.add_argument(
+        "--other_dataset_dir", type=Path, metavar="DIR",
+        help="rooms on which a teacher has all labels (default: of simulated, simulated beside it under another seed)",
+    )  # fmt: skip
+    group.add_argument(
+        "--holdout_location", metavar="NAME", help="of transfer (default: the last location that the data set names)"
+    )
+    group.add_argument(
+        "--transfer_to", choices=sorted(DATASETS), metavar="NAME",
+        help="of transfer: test on another data set instead (default: batvisionv1 for batvisionv2, if it is there)",
+    )  # fmt: skip
+    group.add_argument("--transfer_dir", type=Path, metavar="DIR", help="its folder")
+    group = parser.add_argument_group("run")
+    group.add_argument("--output_dir", type=Path, metavar="DIR", help="(default: runs/<preset>)")
+    group.add_argument(
+        "--jobs",
+        type=options.positive_int,
+        default=1,
+        metavar="N",
+        help="trainings at a time, each on 1/N of the cores",
+    )
+    group.add_argument("--dry_run", action="store_true", help="print the commands and run none")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is not trained, test, report."""
+    args = create_parser().parse_args(argv)
+    args.output_dir = (args.output_dir or Path("runs") / ("smoke" if args.suite == "smoke" else args.preset)).resolve()
+    args.dataset_dir = Path(args.dataset_dir or DEFAULT_DIRS[args.dataset]).resolve()
+    preset = SMOKE if args.suite == "smoke" else PRESETS[args.preset]
+    suite = choose_rows(SUITES[args.suite](create_setting(args, preset)), args.only)
+    commands: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if line.startswith("python "):
+            commands.append(line)
+
+    data = ("--dataset", args.dataset, "--dataset_dir", f"{args.dataset_dir}")
+    laboratory = Laboratory(args.output_dir, data, preset.size, args.jobs, say)
+    if args.dry_run:
+        for run in with_teachers(suite.rows):
+            for seed in args.seeds:
+                say(f"python {shlex.join(laboratory.command(run, seed))}")
+        return
+    failed = laboratory.train_all(suite.rows, args.seeds)
+    scores, reference = test_all(laboratory, suite, args.seeds, failed)
+    if not scores:
+        raise TrainingError("not one training ended: " + "; ".join(sorted(set(failed.values()))))
+    folder = args.output_dir / "reports" / args.suite
+    rooms = draw_rooms(laboratory, suite, scores, folder / "rooms.png")
+    repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]
+    every = [
+        f"python {shlex.join(laboratory.command(run, seed))}"
+        for run in with_teachers(suite.rows)
+        for seed in args.seeds
+    ]
+    for path in write_report(
+        folder, suite, scores, reference, command=repeated, commands=every, failed=failed, rooms=rooms
+    ):
+        say(f"report: {path}")
+    if failed:
+        raise TrainingError(f"{len(failed)} of the trainings failed; the report names them and why")
+
+
+def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
+    """Return what the rows are made for, from what the data set has.
+
+    Raises:
+        OptionError: the data set has nothing to transfer to.
+        DataError: the data set is not there.
+    """
+    train = create_dataset(args.dataset, args.dataset_dir, "train", 32, modalities={"depth"})
+    batch = int(preset.size[preset.size.index("--batch_size") + 1])
+    other = args.other_dataset_dir
+    if other is None and args.dataset == "simulated" and args.suite == "labels":
+        other = args.dataset_dir.with_name(OTHER_ROOMS)
+        simulate_like(args.dataset_dir, other, args.dry_run)
+    location, test = None, None
+    if args.suite == "transfer":
+        test = other_test(args)
+        if test is None:
+            names = train.known_locations()
+            if not names:
+                raise OptionError(f"--dataset {args.dataset} names no locations to hold out; give --transfer_to")
+            location = args.holdout_location or names[-1]
+    data = ("--dataset", args.dataset, "--dataset_dir", f"{other.resolve()}") if other else None
+    return Setting(preset, max(1, len(train) // batch), data, location, test)
+
+
+def simulate_like(rooms: Path, other: Path, dry_run: bool) -> None:
+    """Simulate other rooms, as many to train and to validate on and of the same size, unless they are there."""
+    settings = json.loads((rooms / "simulation.json").read_text(encoding="utf-8"))
+    command = ["simulate_rooms.py", "--output", f"{other}", "--train", f"{settings['train']}"]
+    command += ["--val", f"{settings['val']}", "--test", "0", "--image_size", f"{settings['image_size']}"]
+    command += ["--seed", f"{settings['seed'] + 1}"]
+    print(f"python {shlex.join(command)}", flush=True)
+    if not dry_run:
+        subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=True)
+
+
+def other_test(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """Return the flags of the data set to test a transfer on, or None where locations are held out instead."""
+    if args.holdout_location:
+        return None
+    name = args.transfer_to
+    if name is None and args.dataset == "batvisionv2" and Path(DEFAULT_DIRS["batvisionv1"]).is_dir():
+        name = "batvisionv1"
+    if name is None:
+        return None
+    return ("--dataset", name, "--dataset_dir", f"{Path(args.transfer_dir or DEFAULT_DIRS[name]).resolve()}")
+
+
+def choose_rows(suite: Suite, only: Sequence[str] | None) -> Suite:
+    """Return the rows whose names contain one of some texts, with their controls.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if not only:
+        return suite
+    names = {row.name for row in suite.rows if any(text in row.name for text in only)}
+    if not names:
+        raise OptionError(f"--only {' '.join(only)}: the rows are {'; '.join(row.name for row in suite.rows)}")
+    names |= {suite.control[name] for name in names if name in suite.control}
+    rows = [row for row in suite.rows if row.name in names]
+    control = {name: of for name, of in suite.control.items() if name in names}
+    return Suite(suite.title, rows, control, suite.evaluate)
+
+
+def test_all(
+    laboratory: Laboratory, suite: Suite, seeds: Sequence[int], failed: dict[tuple[str, int], str]
+) -> tuple[dict[str, Scores], float]:
+    """Test the best epoch of every seed of every row; return the scores, and the RMSE of the mean depth map.
+
+    A test that fails is added to ``failed``.
+    """
+    scores: dict[str, Scores] = {}
+    reference = math.inf
+    for run in suite.rows:
+        tested: dict[int, Path] = {}
+        for seed in seeds:
+            if (run.name, seed) in failed:
+                continue
+            folder = laboratory.output_dir / "results" / run.folder(seed)
+            report, images = folder / "test.json", folder / "test_images.csv"
+            best = laboratory.best(run, seed)
+            if not images.is_file() or images.stat().st_mtime < best.stat().st_mtime:
+                command = ["evaluate.py", "--checkpoint", f"{best}", "--json", f"{report}", "--per_image", f"{images}"]
+                command += ["--num_workers", "0", "--output_dir", f"{laboratory.output_dir}", *suite.evaluate]
+                ended = laboratory.call(command, capture_output=True, text=True)
+                if ended.returncode:
+                    last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                    failed[run.name, seed] = f"its test failed: {last}"
+                    continue
+            tested[seed] = images
+            baseline = json.loads(report.read_text(encoding="utf-8"))["baselines"].get("mean_map")
+            if baseline:  # the mean of the most labels is the best one
+                reference = min(reference, baseline["rmse"])
+        if tested:
+            scores[run.name] = read_scores(run, tested, laboratory.output_dir / "results")
+    return scores, reference
+
+
+def draw_rooms(laboratory: Laboratory, suite: Suite, scores: dict[str, Scores], path: Path) -> Path | None:
+    """Draw the same test samples as the first seed of every row predicts them."""
+    files = [f"{laboratory.best(run, scores[run.name].seeds[0])}" for run in suite.rows if run.name in scores]
+    command = ["evaluate.py", "--checkpoint", *files, "--cases", f"{path}", "--num_workers", "0"]
+    command += ["--output_dir", f"{laboratory.output_dir}", *suite.evaluate]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ended = laboratory.call(command, capture_output=True, text=True)
+    return path if ended.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,208 @@
+"""The experiments: intervals, who is run before whom, what a failure stops, and that every command is a command."""
+
+import importlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+import run_experiments
+from experiments.report import Scores, change, table
+from experiments.runs import Laboratory, Run, with_teachers
+from experiments.statistics import change_interval, mean_interval, resample
+from experiments.suites import PRESETS, SMOKE, SUITES, Setting
+
+SETTING = Setting(PRESETS["cpu"], 93, ("--dataset", "simulated", "--dataset_dir", "other"), "Hall")
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_one_seed_and_one_image_leave_nothing_to_draw():
+    found = mean_interval(np.array([[0.5]]), 100)
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_the_interval_of_many_images_is_that_of_the_normal_distribution():
+    errors = np.random.default_rng(1).normal(2.0, 0.5, size=(1, 2500))
+    found = mean_interval(errors)
+    half = 1.96 * errors.std() / 50
+    assert found.value == pytest.approx(errors.mean())
+    assert found.low == pytest.approx(errors.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(errors.mean() + half, abs=0.1 * half)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    images = np.random.default_rng(0).normal(1, 0.1, size=400)
+    alike, apart = np.stack([images] * 3), np.stack([images - 0.2, images, images + 0.2])
+    a, b = mean_interval(alike), mean_interval(apart)
+    assert b.high - b.low > 10 * (a.high - a.low)
+
+
+def test_a_difference_is_paired_seed_by_seed_and_image_by_image():
+    control = np.random.default_rng(0).uniform(0.2, 2.0, size=(3, 300))
+    found = change_interval(0.9 * control, control)
+    assert found.value == pytest.approx(-0.1)
+    assert found.low == pytest.approx(-0.1) and found.high == pytest.approx(-0.1)
+    with pytest.raises(ValueError, match="not pairs"):
+        change_interval(control[:2], control)
+
+
+def test_draws_repeat():
+    errors = np.random.default_rng(0).uniform(size=(2, 10))
+    first, again = (resample(errors, np.random.default_rng(3), 50) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert len(set(first.tolist())) > 40
+
+
+# -------------------------------------------------------------------------------------------------------------- suites
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", SUITES)
+def test_every_command_of_every_suite_parses_and_every_control_is_a_row(name, preset, tmp_path):
+    suite = SUITES[name](Setting(PRESETS[preset], 93, SETTING.other_data, "Hall"))
+    laboratory = Laboratory(tmp_path, ("--dataset", "simulated"), PRESETS[preset].size)
+    names = [row.name for row in suite.rows]
+    assert len(set(names)) == len(names)
+    assert set(suite.control) | set(suite.control.values()) <= set(names)
+    for run in with_teachers(suite.rows):
+        script, *flags = laboratory.command(run, 0)
+        parser = importlib.import_module(script.removesuffix(".py")).create_parser()
+        args = parser.parse_args(flags)
+        assert args.experiment_name == run.folder(0)
+        assert args.nb_epochs == run.epochs
+
+
+def test_runs_of_one_name_are_the_same_in_all_suites():
+    known = {}
+    for make in SUITES.values():
+        for run in with_teachers(make(SETTING).rows):
+            folder = run.folder(0)
+            assert known.setdefault(folder, run) == run, f"{folder} means two things"
+
+
+def test_all_rows_of_a_table_take_equally_many_steps():
+    for name in ("ladder", "labels"):
+        students = [row for row in SUITES[name](SETTING).rows if not row.name.startswith("RGB")]
+        assert {row.epochs for row in students} == {PRESETS["cpu"].epochs}
+        assert all("--steps_per_epoch" in row.command for row in students)
+
+
+def test_no_row_is_taught_on_labels_that_it_does_not_have():
+    for row in SUITES["labels"](SETTING).rows:
+        if row.teacher and "same labels" in row.name:
+            share = row.command[row.command.index("--label_fraction") + 1]
+            assert row.teacher.command[row.teacher.command.index("--label_fraction") + 1] == share
+    alone = [row for row in SUITES["labels"](Setting(PRESETS["cpu"], 93)).rows if "0 % labels" in row.name.split(", ")]
+    assert not alone, "without other rooms nobody can learn without a label"
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_teachers_come_first_and_once():
+    teacher = Run("eye", ("t.py",), 1)
+    first, second = (Run(name, ("s.py",), 1, teacher=teacher) for name in ("a", "b"))
+    assert with_teachers([first, second]) == [teacher, first, second]
+
+
+def test_a_failure_stops_whom_it_would_have_taught_and_nobody_else(tmp_path, monkeypatch):
+    eye, blind = Run("eye", ("t.py",), 1), Run("blind", ("t.py",), 1)
+    rows = [
+        Run("of eye", ("s.py",), 1, teacher=eye),
+        Run("of blind", ("s.py",), 1, teacher=blind),
+        Run("c", ("c.py",), 1),
+    ]
+    trained = []
+
+    def train(self, run, seed):
+        trained.append(run.name)
+        return "exit code 2: it said so" if run is blind else None
+
+    monkeypatch.setattr(Laboratory, "train", train)
+    said = []
+    failed = Laboratory(tmp_path, (), jobs=2, say=said.append).train_all(rows, [0])
+    assert set(failed) == {("blind", 0), ("of blind", 0)}
+    assert "its teacher, blind, failed" in failed["of blind", 0]
+    assert sorted(trained) == ["blind", "c", "eye", "of eye"]
+    assert trained.index("eye") < trained.index("of eye")
+    assert sum("FAILED" in line for line in said) == 2 and len(said) == 5
+
+
+def test_a_failed_script_is_reported_by_its_last_line(tmp_path):
+    run = Run("nonsense", ("train_rgb_depth.py", "--dataset", "simulated", "--max_depth", "-1"), 1)
+    reason = Laboratory(tmp_path, ()).train(run, 0)
+    assert reason is not None and reason.startswith("exit code 2") and "--max_depth" in reason
+
+
+def test_the_table_names_mean_interval_share_and_difference():
+    errors = np.full((2, 5), 0.6)
+    suite = SUITES["smoke"](Setting(SMOKE, 3))
+    means = {"abs_rel": 0.1, "delta1": 0.9}
+    control, taught, _ = (Scores(row, [0, 1], errors, means, [[1.0], [1.0]]) for row in suite.rows)
+    taught.errors = 0.8 * errors
+    lines = table(suite, {control.run.name: control, taught.run.name: taught}, 1.2)
+    assert lines[2][1:5] == ["0.600", "0.600 to 0.600", "0.600 0.600", "0.500"]
+    assert lines[3][-2:] == ["-20.0 %", "-20.0 to -20.0 %"]
+    assert lines[4][1] == "failed"
+    assert change(Scores(taught.run, [7], errors[:1], means, [[1.0]]), control) is None, "they have no seed in common"
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, rooms):
+    folder = tmp_path_factory.mktemp("smoke")
+    run_experiments.main(
+        ["smoke", "--dataset_dir", str(rooms), "--seeds", "0", "--output_dir", str(folder), "--jobs", "2"]
+    )
+    return folder
+
+
+def test_a_suite_from_nothing_to_a_report(smoke, rooms, capsys):
+    report = (smoke / "reports/smoke/report.md").read_text()
+    assert report.count("| audio alone") == 1 and "depth distillation" in report and "failed" not in report
+    assert f"python run_experiments.py smoke --dataset_dir {rooms}" in report
+    page = (smoke / "reports/smoke/report.html").read_text()
+    assert len(re.findall(r"data:image/png;base64,", page)) == 3, "bars, curves and rooms"
+    assert '<img src="data:' in page and "http" not in page, "it needs no other file"
+    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*.pth")}
+    run_experiments.main(["smoke", "--dataset_dir", str(rooms), "--seeds", "0", "--output_dir", str(smoke)])
+    assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*.pth")} == before, "what is done is not done again"
+    assert "minutes" not in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):
+    code, out, _ = run_cli(
+        run_experiments.main,
+        "ladder",
+        "--dataset_dir",
+        rooms,
+        "--seeds",
+        0,
+        "--output_dir",
+        tmp_path / "r",
+        "--dry_run",
+    )
+    assert code == 0
+    assert len([shlex.split(line) for line in out.splitlines()]) == 10, "of whom the network that sees teaches three"
+    assert not (tmp_path / "r").exists()
+
+
+def test_rows_are_chosen_with_their_controls(tmp_path, rooms, run_cli):
+    common = ("ladder", "--dataset_dir", rooms, "--seeds", 0, "--output_dir", tmp_path, "--dry_run")
+    code, out, _ = run_cli(run_experiments.main, *common, "--only", "base residual")
+    assert code == 0 and [line.split()[1] for line in out.splitlines()] == [
+        "train_binaural_attention.py", "train_baseline.py"
+    ]  # fmt: skip
+    code, _, err = run_cli(run_experiments.main, *common, "--only", "nothing")
+    assert code == 2 and "--only nothing: the rows are" in err
+
+
+def test_transfer_holds_a_location_out_for_all(tmp_path, rooms, run_cli):
+    code, out, _ = run_cli(
+        run_experiments.main, "transfer", "--dataset_dir", rooms, "--seeds", 0, "--output_dir", tmp_path, "--dry_run"
+    )
+    assert code == 0
+    held = {re.search(r"--holdout_location (\S+)", line)[1] for line in out.splitlines()}
+    assert len(held) == 1
