@@ -16,39 +16,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from errors import OptionError, TrainingError, run_script
+from experiments.runs import Laboratory, Run, with_teachers
 from training import options
-from training.checkpoint import load_checkpoint
 
-HERE = Path(__file__).resolve().parent.parent
-SIZE = ("--image_size", "64", "--batch_size", "16", "--augment")
+SIZE = ("--image_size", "64", "--batch_size", "16", "--augment", "--num_workers", "0")
 STUDENT = ("train_binaural_attention.py", "--base_channels", "16", "--attention_levels", "4", "5")
 TAUGHT = ("train_distillation.py", "--base_channels", "16", "--attention_levels", "4", "5")
 SMALL_TAUGHT = ("train_distillation.py", "--base_channels", "8", "--attention_levels", "4", "5")
 
 
-@dataclass(frozen=True)
-class Training:
-    """A row of a table: its suite, its name, its command but for data, seed and names, its length, its teacher."""
-
-    suite: str
-    name: str
-    command: tuple[str, ...]
-    epochs: int
-    teacher: Training | None = None
+Rows = dict[str, Run]  # by what the table calls them
 
 
 def baseline(model: str, *flags: str) -> tuple[str, ...]:
@@ -56,42 +42,31 @@ def baseline(model: str, *flags: str) -> tuple[str, ...]:
     return ("train_baseline.py", "--model", model, "--scheduler", "cosine", *flags)
 
 
-UNET = Training(
-    "dense",
-    "unet_baseline",
-    baseline("unet_baseline", "--base_channels", "32", "--learning_rate", "0.002"),
-    15,
-)
+UNET = baseline("unet_baseline", "--base_channels", "32", "--learning_rate", "0.002")
 
 
-def dense() -> list[Training]:
+def dense() -> Rows:
     """All pairs have depth; all take the same pairs equally often."""
-    return [
-        Training("dense", "binaural student", STUDENT, 15),
-        UNET,
-        Training("dense", "base_residual", baseline("base_residual", "--base_channels", "16"), 15),
-        Training("dense", "multimodal_fusion", baseline("multimodal_fusion", "--base_channels", "16"), 15),
-    ]
+    return {
+        "binaural student": Run("dense binaural student", STUDENT, 15),
+        "unet_baseline": Run("dense unet_baseline", UNET, 15),
+        "base_residual": Run("dense base_residual", baseline("base_residual", "--base_channels", "16"), 15),
+        "multimodal_fusion": Run("dense multimodal_fusion", baseline("multimodal_fusion", "--base_channels", "16"), 15),
+    }
 
 
-def tuning() -> list[Training]:
+def tuning() -> Rows:
     """Width and rate of the U-Net baseline."""
-    return [
-        Training(
-            "tuning",
-            f"width {width}, rate {rate}",
-            baseline("unet_baseline", "--base_channels", f"{width}", "--learning_rate", f"{rate}"),
-            15,
-        )
-        for width in (16, 32, 64)
-        for rate in (0.0005, 0.001, 0.002, 0.004)
-    ]
+    rows = {}
+    for width in (16, 32, 64):
+        for rate in (0.0005, 0.001, 0.002, 0.004):
+            name, size = f"width {width}, rate {rate}", ("--base_channels", f"{width}", "--learning_rate", f"{rate}")
+            rows[name] = Run(f"tuning {name}", baseline("unet_baseline", *size), 15)
+    return rows
 
 
 FEW = ("--label_fraction", "0.1", "--steps_per_epoch", "93")  # as many steps as all 1500 pairs would be
-TEACHER = Training(
-    "scarce", "teacher", ("train_rgb_depth.py", "--base_channels", "16", "--learning_rate", "0.002", *FEW), 10
-)
+TEACHER = Run("scarce teacher", ("train_rgb_depth.py", "--base_channels", "16", "--learning_rate", "0.002", *FEW), 10)
 
 
 # Loss, levels, weight: one with which the sum over the levels, once the adapters have settled, is about a fifth of the
@@ -111,22 +86,23 @@ FEATURES = (
 )
 
 
-def scarce() -> list[Training]:
+def scarce() -> Rows:
     """A tenth of the pairs has depth, the same tenth for all; all take equally many steps."""
-    return [
-        TEACHER,
-        Training("scarce", "audio alone", (*STUDENT, *FEW), 12),
-        Training("scarce", "distilled", (*TAUGHT, *FEW), 12, TEACHER),
-    ]
+    return {
+        "teacher": TEACHER,
+        "audio alone": Run("scarce audio alone", (*STUDENT, *FEW), 12),
+        "distilled": Run("scarce distilled", (*TAUGHT, *FEW), 12, teacher=TEACHER),
+    }
 
 
-def features() -> list[Training]:
+def features() -> Rows:
     """As ``scarce``, with a narrower student: the response alone, and with each feature loss beside it."""
     taught = (*SMALL_TAUGHT, *FEW)
-    rows = [TEACHER, Training("features", "response alone", taught, 6, TEACHER)]
+    rows = {"teacher": TEACHER, "response alone": Run("features response alone", taught, 6, teacher=TEACHER)}
     for kind, levels, weight in FEATURES:
         flags = ("--feature_loss", kind, "--lambda_feat", f"{weight:g}", "--feature_levels", *levels.split())
-        rows.append(Training("features", f"{kind}, {levels}", (*taught, *flags), 6, TEACHER))
+        name = f"{kind}, {levels}"
+        rows[name] = Run(f"features {name}", (*taught, *flags), 6, teacher=TEACHER)
     return rows
 
 
@@ -141,18 +117,18 @@ def adabins_student(base_channels: int, *flags: str) -> tuple[str, ...]:
     return ("train_adabins_distillation.py", *ears, *flags)
 
 
-def adabins() -> list[Training]:
+def adabins() -> Rows:
     """All pairs have depth; the three ways to teach an AdaBins student, and those whom nobody teaches."""
     bins = ("--n_bins", "64")
-    eye = Training("adabins", "teacher", adabins_teacher(16, *bins), 10)
-    return [
-        eye,
-        Training("adabins", "standard", adabins_student(16, *bins), 10),
-        Training("adabins", "adaptive", adabins_student(16, "--use_adaptive_loss", *bins), 10),
-        Training("adabins", "frozen", adabins_student(16, "--freeze_rgb", *bins), 10, eye),
-        Training("adabins", "measured depth alone", adabins_student(16, "--phase", "finetune", *bins), 10),
-        Training("adabins", UNET.name, UNET.command, 10),
-    ]
+    eye = Run("adabins teacher", adabins_teacher(16, *bins), 10)
+    return {
+        "teacher": eye,
+        "standard": Run("adabins standard", adabins_student(16, *bins), 10),
+        "adaptive": Run("adabins adaptive", adabins_student(16, "--use_adaptive_loss", *bins), 10),
+        "frozen": Run("adabins frozen", adabins_student(16, "--freeze_rgb", *bins), 10, teacher=eye),
+        "measured depth alone": Run("adabins alone", adabins_student(16, "--phase", "finetune", *bins), 10),
+        "unet_baseline": Run("adabins unet_baseline", UNET, 10),
+    }
 
 
 ENCODER = ("--feature_levels", "x1", "x2", "x3", "x4", "x5")
@@ -171,23 +147,24 @@ BINS = {
 }
 
 
-def bins() -> list[Training]:
+def bins() -> Rows:
     """A tenth of the pairs has depth: narrow AdaBins students under a teacher that had the same tenth and stays frozen.
 
     64 bins, and the features of the encoder, where nothing else is said. A teacher has the student's number of bins, so
     that each number has its own.
     """
-    rows = []
-    for name, cut in {
+    rows = {}
+    for cut, flags in {
         "": ("--n_bins", "64"),
         "16 bins": ("--n_bins", "16"),
         "256 bins": ("--n_bins", "256"),
         "fixed bins": ("--n_bins", "64", "--fixed_bins"),
     }.items():
-        eye = Training("bins", f"teacher {name}".strip(), adabins_teacher(8, *cut, *FEW), 6)
-        students = {name: (*ENCODER, *SHARED)} if name else BINS
-        taught = adabins_student(8, "--freeze_rgb", *cut, *FEW)
-        rows += [eye, *(Training("bins", kind, (*taught, *flags), 6, eye) for kind, flags in students.items())]
+        eye = Run(f"bins teacher {cut}", adabins_teacher(8, *flags, *FEW), 6)
+        rows[f"teacher {cut}".strip()] = eye
+        taught = adabins_student(8, "--freeze_rgb", *flags, *FEW)
+        for name, choice in ({cut: (*ENCODER, *SHARED)} if cut else BINS).items():
+            rows[name] = Run(f"bins {name}", (*taught, *choice), 6, teacher=eye)
     return rows
 
 
@@ -227,71 +204,45 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not trained, score, print a Markdown table."""
     args = create_parser().parse_args(argv)
-    args.dataset_dir, args.output_dir = args.dataset_dir.resolve(), args.output_dir.resolve()
     suite = SUITES[args.suite]()
-    for name in set(args.only or ()) - {row.name for row in suite}:
-        raise OptionError(f"--only {name!r}: the rows of {args.suite} are {', '.join(row.name for row in suite)}")
-    rows = [row for row in suite if not args.only or row.name in args.only]
-    teachers = [row for row in suite if row in [other.teacher for other in rows]]
-    rows = [row for row in suite if row in rows or row in teachers]
-    for wave in (teachers, [row for row in rows if row not in teachers]):  # teachers before those whom they teach
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda job: train(args, *job), [(row, seed) for seed in args.seeds for row in wave]))
-    if not args.dry_run:
-        figures = score(args, rows)
-        print(table(figures))
-        if args.json:
-            settings = {"suite": args.suite, "split": args.split, "jobs": args.jobs, "torch": torch.__version__}
-            args.json.write_text(json.dumps({"settings": settings, "rmse": figures}, indent=2) + "\n")
+    for name in set(args.only or ()) - set(suite):
+        raise OptionError(f"--only {name!r}: the rows of {args.suite} are {', '.join(suite)}")
+    wanted = with_teachers([run for name, run in suite.items() if not args.only or name in args.only])
+    rows = {name: run for name, run in suite.items() if run in wanted}
+    data = ("--dataset", "simulated", "--dataset_dir", f"{args.dataset_dir.resolve()}")
+    laboratory = Laboratory(args.output_dir.resolve(), data, SIZE, args.jobs)
+    if args.dry_run:
+        for run in wanted:
+            for seed in args.seeds:
+                print("python", shlex.join(laboratory.command(run, seed)))
+        return
+    failed = laboratory.train_all(list(rows.values()), args.seeds)
+    if failed:
+        raise TrainingError("; ".join(f"{name}, seed {seed}: {why}" for (name, seed), why in failed.items()))
+    figures = score(args, laboratory, rows)
+    print(table(figures))
+    if args.json:
+        settings = {"suite": args.suite, "split": args.split, "jobs": args.jobs, "torch": torch.__version__}
+        args.json.write_text(json.dumps({"settings": settings, "rmse": figures}, indent=2) + "\n")
 
 
-def checkpoint(args: argparse.Namespace, row: Training, seed: int) -> Path:
-    """Return the file of one training's best epoch on the validation rooms."""
-    folder = "_".join([row.suite, *row.name.replace(",", "").split(), f"seed{seed}"])
-    root: Path = args.output_dir / "checkpoints" / folder
-    return root / "best_model.pth"
-
-
-def train(args: argparse.Namespace, row: Training, seed: int) -> None:
-    """Run one training to its end, unless it is there.
+def score(args: argparse.Namespace, laboratory: Laboratory, rows: Rows) -> dict[str, list[float]]:
+    """Return the RMSE in metres of every seed of every row, and of the mean depth map.
 
     Raises:
-        TrainingError: the command failed.
+        TrainingError: the split could not be scored.
     """
-    best = checkpoint(args, row, seed)
-    last = best.with_name("last.pth")
-    done = load_checkpoint(last)["epoch"] if last.is_file() else 0
-    if done >= row.epochs:
-        return
-    command = [*row.command, *SIZE, "--nb_epochs", str(row.epochs), "--seed", str(seed), "--save_frequency", "1000"]
-    command += ["--dataset", "simulated", "--dataset_dir", str(args.dataset_dir), "--num_workers", "0"]
-    command += ["--output_dir", str(args.output_dir), "--experiment_name", best.parent.name]
-    command += ["--resume" if done else "--overwrite"]
-    if row.teacher:
-        command += ["--teacher_checkpoint", str(checkpoint(args, row.teacher, seed))]
-    print("python", shlex.join(command), flush=True)
-    if args.dry_run:
-        return
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
-    ended = subprocess.run(
-        [sys.executable, *command], cwd=HERE, env=os.environ | threads, stdout=subprocess.DEVNULL, check=False
-    )
+    files = [f"{laboratory.best(run, seed)}" for run in rows.values() for seed in args.seeds]
+    report = laboratory.output_dir / "results" / f"{args.suite}_{args.split}.json"
+    command = ["evaluate.py", "--split", args.split, "--num_workers", "0", "--json", f"{report}"]
+    command += [*laboratory.data, "--output_dir", f"{laboratory.output_dir}", "--checkpoint", *files]
+    ended = laboratory.call(command, capture_output=True, text=True)
     if ended.returncode:
-        raise TrainingError(f"{best.parent.name}: the command above failed (exit code {ended.returncode})")
-
-
-def score(args: argparse.Namespace, rows: Sequence[Training]) -> dict[str, list[float]]:
-    """Return the RMSE in metres of every seed of every row, and of the mean depth map."""
-    files = [checkpoint(args, row, seed) for row in rows for seed in args.seeds]
-    report = args.output_dir / "results" / f"{args.suite}_{args.split}.json"
-    command = ["evaluate.py", "--dataset", "simulated", "--dataset_dir", str(args.dataset_dir), "--split", args.split]
-    command += ["--num_workers", "0", "--output_dir", str(args.output_dir), "--json", str(report)]
-    command += ["--checkpoint", *map(str, files)]
-    subprocess.run([sys.executable, *command], cwd=HERE, stdout=subprocess.DEVNULL, check=True)
+        raise TrainingError(f"python {shlex.join(command)}: {ended.stderr.strip()}")
     scored: dict[str, Any] = json.loads(report.read_text())
     each = [row["rmse"] for row in scored["checkpoints"].values()] if len(files) > 1 else [scored["rmse"]]
     seeds = len(args.seeds)
-    figures = {row.name: each[i * seeds : (i + 1) * seeds] for i, row in enumerate(rows)}
+    figures = {name: each[i * seeds : (i + 1) * seeds] for i, name in enumerate(rows)}
     return {"mean depth map": [scored["baselines"]["mean_map"]["rmse"]], **figures}
 
 

@@ -80,7 +80,7 @@ def test_every_command_of_a_suite_parses(suite, tmp_path, run_cli):
 
 
 def test_both_students_of_few_labels_take_equally_many_steps():
-    rows = [row for row in audio_student.scarce() if row is not audio_student.TEACHER]
+    rows = [row for row in audio_student.scarce().values() if row is not audio_student.TEACHER]
     assert len({row.epochs for row in rows}) == 1
     assert all(row.command[-4:] == audio_student.FEW for row in rows)
     assert "--steps_per_epoch" in audio_student.FEW
