@@ -29,7 +29,8 @@ class Run:
         command: script and flags, but for data, length, seed, and where it is written.
         epochs: its length.
         data: flags that name its data, where these are not the experiment's.
-        teacher: whose best model it is given as ``--teacher_checkpoint``.
+        teacher: whose best model it is given.
+        teacher_flag: the flag under which it is given that.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Run:
     epochs: int
     data: tuple[str, ...] | None = None
     teacher: Run | None = None
+    teacher_flag: str = "--teacher_checkpoint"
 
     def folder(self, seed: int) -> str:
         """Return the name of the experiment under which one seed is kept."""
@@ -78,7 +80,7 @@ class Laboratory:
         command += ["--seed", f"{seed}", "--output_dir", f"{self.output_dir}", "--experiment_name", run.folder(seed)]
         command += ["--save_frequency", f"{run.epochs}"]
         if run.teacher:
-            command += ["--teacher_checkpoint", f"{self.best(run.teacher, seed)}"]
+            command += [run.teacher_flag, f"{self.best(run.teacher, seed)}"]
         return [*command, "--resume" if done else "--overwrite"]
 
     def train_all(self, runs: Sequence[Run], seeds: Sequence[int]) -> dict[tuple[str, int], str]:

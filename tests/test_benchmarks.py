@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import activation_memory, audio_student, left_and_right, snippet_faults
+from benchmarks import activation_memory, audio_student, distill_any_depth, left_and_right, snippet_faults
 from models import create_model
 from training.checkpoint import FORMAT, save_checkpoint
 
@@ -77,6 +77,25 @@ def test_every_command_of_a_suite_parses(suite, tmp_path, run_cli):
         module = importlib.import_module(script.removesuffix(".py"))
         names.add(module.create_parser().parse_args(flags).experiment_name)
     assert len(names) == len(commands)
+
+
+def test_every_command_of_the_small_depth_anything_parses(tmp_path, run_cli):
+    code, out, _ = run_cli(distill_any_depth.main, "--seeds", 0, "--dry_run", "--output_dir", tmp_path)
+    assert code == 0
+    script, *_ = parsed = [shlex.split(line)[1:] for line in out.splitlines()]
+    parser = importlib.import_module(script[0].removesuffix(".py")).create_parser()
+    steps = {parser.parse_args(flags).steps_per_epoch for _, *flags in parsed}
+    assert len(parsed) == len(distill_any_depth.ROWS) and len(steps) == 1
+
+
+def test_the_table_of_the_small_depth_anything():
+    figures = {
+        "mean depth map": {"abs_rel": [0.2], "delta1": [0.7]},
+        "a": {"abs_rel": [0.1, 0.2], "delta1": [0.9, 0.8]},
+    }
+    assert distill_any_depth.table(figures).splitlines()[2:] == [
+        "| mean depth map | 0.2000 |  | 0.700 |", "| a | 0.1500 | 0.1000 0.2000 | 0.850 |"
+    ]  # fmt: skip
 
 
 def test_both_students_of_few_labels_take_equally_many_steps():
