@@ -69,8 +69,10 @@ def test_every_command_of_every_suite_parses_and_every_control_is_a_row(name, pr
     assert set(suite.control) | set(suite.control.values()) <= set(names)
     for run in with_teachers(suite.rows):
         script, *flags = laboratory.command(run, 0)
-        parser = importlib.import_module(script.removesuffix(".py")).create_parser()
-        args = parser.parse_args(flags)
+        module = importlib.import_module(script.removesuffix(".py"))
+        args = module.create_parser().parse_args(flags)
+        if hasattr(module, "check_options"):
+            module.check_options(args)  # no flag is refused
         assert args.experiment_name == run.folder(0)
         assert args.nb_epochs == run.epochs
 
