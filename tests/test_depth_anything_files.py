@@ -193,7 +193,7 @@ def test_a_file_of_another_size_is_no_half_success(weights, tmp_path):
     with pytest.raises(CheckpointError, match=r"239 tensors .* 112 missing \(pretrained.blocks.4.*and 109 more\), "):
         create_depth_anything_model("vits", path)
     one_block_more = {key.replace("blocks.3", "blocks.4"): value for key, value in weights.items()}
-    with pytest.raises(CheckpointError, match=r"width 64 and depth 5; known are tiny 64 x 4, vits 384 x 12"):
+    with pytest.raises(CheckpointError, match=r"width 64 and depth 5; known are tiny 64 x 4, mini 128 x 8, vits"):
         load_model(write(one_block_more, tmp_path / "deeper.pth"))
 
 

@@ -211,9 +211,13 @@ def test_killed_run_is_continued_to_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_says_so_in_one_line(tmp_path, stop):
-    options = ("--train", 5000, "--val", 0, "--test", 0, "--image_size", 48, "--workers", 1)
+    options = ("--train", 300, "--val", 0, "--test", 0, "--image_size", 48, "--workers", 1)
     process = subprocess.Popen(
-        command(tmp_path / "rooms", *options), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(tmp_path / "rooms", *options),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("rooms/*/depth/*.npy")):
