@@ -18,14 +18,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataloaders import DATASETS, DepthDataset, create_dataset, create_loader
+from dataloaders import DATASETS, DEFAULT_MAX_DEPTHS, DepthDataset, create_dataset, create_loader
 from dataloaders.transforms import size_pair
 from errors import DataError, OptionError, run_script
 from models import DepthModel
 from training import loop, options
 from training.alignment import PROTOCOLS
 from training.baselines import FixedPrediction, fit_baselines
-from training.checkpoint import dataset_options_of, load_checkpoint, restore_model
+from training.checkpoint import dataset_options_of, load_model, published_preprocessing
 from training.engine import create_fabric
 from training.files import write_whole
 from training.metrics import DEPTH_BINS, EIGEN_CROP, EIGEN_FRAME, NYU_RANGE, MetricTable, Scoring, scoring_on
@@ -38,7 +38,7 @@ MASK_TITLES = {"gt_0": "gt > 0", "gt_0.5": "gt >= 0.5 m", "nyu": f"{NYU_RANGE[0]
 
 @dataclass
 class Candidate:
-    """A checkpoint to score, with the split as its preprocessing makes it."""
+    """A checkpoint to score, with the split as its preprocessing makes it; a bare file's is filled in."""
 
     label: str
     checkpoint: dict[str, Any]
@@ -58,7 +58,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser = options.create_parser(__doc__)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, nargs="+", metavar="FILE",
-        help="any .pth of a training script; more than one are compared",
+        help="any .pth of a training script, or Depth Anything's weights (.pth, .safetensors); several are compared",
     )  # fmt: skip
     group = parser.add_argument_group("data (default: what the first checkpoint was trained on)")
     group.add_argument("--dataset", choices=sorted(DATASETS), help="any data set that has what the model takes")
@@ -171,8 +171,8 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
     candidates: list[Candidate] = []
     protocol = args.protocol
     for path in args.checkpoint:
-        checkpoint = load_checkpoint(path)
-        model = restore_model(checkpoint, path)
+        model, checkpoint = load_model(path)
+        checkpoint = checkpoint or stand_in(candidates[0].data["name"] if candidates else args.dataset, model, path)
         protocol = protocol or ("metric" if PROTOCOLS["metric"].accepts(model.output) else "disparity_lsq")
         if not PROTOCOLS[protocol].accepts(model.output):
             raise OptionError(
@@ -192,7 +192,8 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
         if candidates and dataset.ids != candidates[0].dataset.ids:
             raise OptionError(f"{path} does not see the samples of {args.checkpoint[0]}; score them one at a time")
-        label = f"{checkpoint['args']['experiment_name']}, epoch {checkpoint['epoch']}"
+        epoch = "" if checkpoint["epoch"] is None else f", epoch {checkpoint['epoch']}"
+        label = f"{checkpoint['args']['experiment_name']}{epoch}"
         if label in [candidate.label for candidate in candidates]:
             label = str(path)
         loader = create_loader(dataset, args.batch_size, shuffle=False, num_workers=args.num_workers)
@@ -200,6 +201,29 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         table = MetricTable(bins, scoring)
         candidates.append(Candidate(label, checkpoint, model, data, loader, table))
     return candidates
+
+
+def stand_in(name: str | None, model: DepthModel, path: Path) -> dict[str, Any]:
+    """Return what a checkpoint would say of a network from a bare file of weights, of which only the name is known.
+
+    Args:
+        name: of the data set to score on.
+        model: the network.
+        path: its file.
+
+    Raises:
+        OptionError: nobody says what it is scored on.
+        CheckpointError: how its samples are made is not known.
+    """
+    preprocessing = published_preprocessing(model, path)
+    if name is None:
+        raise OptionError(f"--dataset: {path} holds weights alone and names no data set to score on; name one")
+    trained = {"dataset": name, "dataset_dir": None, "label_fraction": 1.0, "label_seed": 0}
+    return {
+        "args": {**trained, "experiment_name": path.stem},
+        "preprocessing": {**preprocessing, "max_depth": DEFAULT_MAX_DEPTHS[name]},
+        "epoch": None,
+    }
 
 
 def choose_scoring(args: argparse.Namespace, data: dict[str, Any], protocol: str, output: str) -> Scoring:

@@ -22,7 +22,7 @@ from dataloaders.readers import natural_order
 from errors import DataError, OptionError, run_script
 from models import DepthModel
 from training import loop, options
-from training.checkpoint import load_checkpoint, restore_model
+from training.checkpoint import load_model, published_preprocessing
 from training.engine import create_fabric
 from training.files import write_whole
 from training.task import Batch
@@ -49,7 +49,13 @@ class Job:
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="any .pth of a training script")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="any .pth of a training script, or Depth Anything's weights (.pth, .safetensors)",
+    )
     parser.add_argument("--audio", type=Path, metavar="PATH", help="a stereo recording, or a folder of .wav files")
     parser.add_argument(
         "--rgb",
@@ -78,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, predict, write; a broken file among others is named, and the others are predicted."""
     args = create_parser().parse_args(argv)
     options.check_device(args, most=1)
-    checkpoint = load_checkpoint(args.checkpoint)
-    model = restore_model(checkpoint, args.checkpoint)
+    model, checkpoint = load_model(args.checkpoint)
     check_inputs(args, model)
+    preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
     jobs = [replace(job, output=model.output) for job in find_jobs({key: getattr(args, key) for key in model.inputs})]
     check_outputs(jobs, args.output, overwrite=args.overwrite)
     fabric = create_fabric(args)
@@ -89,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = 0
     for job in tqdm(jobs, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty(), leave=False):
         try:
-            batch = read_batch(job, checkpoint["preprocessing"], resample=args.resample)
+            batch = read_batch(job, preprocessing, resample=args.resample)
             answer = loop.predict(fabric, model, fabric.to_device(batch)).cpu()  # [1, 1, S, S]
             if args.size:
                 answer = torch.nn.functional.interpolate(answer, args.size, mode="bilinear", align_corners=False)

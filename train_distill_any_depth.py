@@ -8,6 +8,7 @@ validates, and --teacher_models ground_truth puts it in a teacher's place.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from training.run_log import Row
 from training.session import Validation, run_training
 from training.task import Batch
 from training.tasks import DisparityDistillationTask, MeasuredDisparity
+from training.teacher_cache import TeacherCache
 from training.visualization import Column, save_grid
 from utils_distillation_loss import HDN_VARIANTS, NORMALIZATIONS, RECIPES, DisparityDistillationLoss
 
@@ -38,8 +40,14 @@ NETWORKS = (*PRESETS, *ALIASES)
 MULTIPLE = DepthAnything.size_multiple
 WEIGHTS = ("lambda_sc", "lambda_lg", "lambda_feat", "lambda_grad", "lambda_hdn")
 PICTURED = 4  # samples in the picture of a step
+COMPARED = 8  # pictures by which a cache recognises its data
+# None in the parser, so that one given in vain is refused.
+VIEWS: dict[str, Any] = {"local_crops": 2, "global_scale": [0.7, 1.0], "local_scale": [0.4, 0.8]}
+CONTEXTS: dict[str, Any] = {"hdn_variant": "dr", "hdn_level": 3}
+FEATURE_MARGIN = 0.85
 # Under which the published weights may be used, and so those that are distilled from them.
 LICENSES = {"vits": "Apache-2.0", "vitb": "CC-BY-NC-4.0", "vitl": "CC-BY-NC-4.0"}
+OWN_LICENSE = "that of its training data"
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -48,16 +56,19 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_data_options(parser, dataset="nyu")
     group = parser.add_argument_group("views")
     group.add_argument(
-        "--local_crops", type=options.non_negative_int, default=2, metavar="N", help="closer views of each picture"
+        "--local_crops", type=options.non_negative_int, metavar="N", help="closer views of each picture (default: 2)"
     )
     group.add_argument(
-        "--global_scale", type=options.fraction, nargs=2, default=[0.7, 1.0], metavar=("A", "B"),
-        help="side of the view, a square: between these shares of the picture's shorter side",
+        "--global_scale", type=options.fraction, nargs=2, metavar=("A", "B"),
+        help="side of the view, a square: between these shares of the picture's shorter side (default: 0.7 1)",
     )  # fmt: skip
     group.add_argument(
-        "--local_scale", type=options.fraction, nargs=2, default=[0.4, 0.8], metavar=("A", "B"),
-        help="side of a closer view, between these shares of the view's",
+        "--local_scale", type=options.fraction, nargs=2, metavar=("A", "B"),
+        help="side of a closer view, between these shares of the view's (default: 0.4 0.8)",
     )  # fmt: skip
+    group.add_argument(
+        "--fixed_views", action="store_true", help="whole pictures, resized to the square, instead of crops"
+    )
     group = parser.add_argument_group("teachers and student")
     group.add_argument(
         "--teacher_models", nargs="+", choices=(*NETWORKS, GROUND_TRUTH), default=["depthanything-large"],
@@ -78,6 +89,10 @@ def create_parser() -> argparse.ArgumentParser:
         "--teacher_precision", choices=("auto", "32", "bf16"), default="auto",
         help="auto: bf16 where the hardware has it, whatever --precision says of the student",
     )  # fmt: skip
+    group.add_argument(
+        "--cache_teacher", type=Path, metavar="DIR",
+        help="keep its answers here, of --fixed_views with --lambda_feat 0, and ask it once for each picture",
+    )  # fmt: skip
     group = parser.add_argument_group("loss")
     group.add_argument(
         "--recipe", choices=tuple(RECIPES), default="documents",
@@ -89,14 +104,15 @@ def create_parser() -> argparse.ArgumentParser:
             f"--{flag}", type=options.non_negative_float, metavar="W", help=f"of {of} (default: {values})"
         )
     group.add_argument("--normalization", choices=NORMALIZATIONS, help="of shared and closer views")
-    group.add_argument("--hdn_variant", choices=HDN_VARIANTS, default="dr", help="segments of range, ranks or space")
-    group.add_argument("--hdn_level", type=options.positive_int, default=3, metavar="N", help="levels of contexts")
+    group.add_argument("--hdn_variant", choices=HDN_VARIANTS, help="segments of range, ranks or space (default: dr)")
+    group.add_argument("--hdn_level", type=options.positive_int, metavar="N", help="levels of contexts (default: 3)")
     group.add_argument(
         "--trim", type=options.fraction, default=0.0, metavar="F", help="share of the largest residuals left out"
     )
     group.add_argument(
-        "--feature_margin", type=options.fraction, default=0.85, metavar="C", help="tokens closer than this cosine rest"
-    )
+        "--feature_margin", type=options.fraction, metavar="C",
+        help=f"tokens closer than this cosine rest (default: {FEATURE_MARGIN})",
+    )  # fmt: skip
     options.add_training_options(parser, learning_rate=1e-4, wandb_project="distill-any-depth")
     group = parser.add_argument_group("schedule and memory")
     group.add_argument(
@@ -135,16 +151,18 @@ def shares(text: str) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, fit, export."""
-    args = options.parse_training_options(create_parser(), "distill_any_depth", argv)
+    args = create_parser().parse_args(argv)
     notes = check_options(args)
+    options.check_training_options(args, "distill_any_depth")
     fabric = create_fabric(args, rests=len(args.teacher_models) > 1)
     datasets = create_datasets(args)
     only_labelled = args.teacher_models == [GROUND_TRUTH]  # from the others, nothing could be learnt
     loaders = create_loaders(datasets, **options.loader_options(args, fabric), only_labelled=only_labelled)
     teachers, licenses = open_teachers(args)
-    exports = Exports(args, licenses)
     seed_weights(args.seed)
-    student = create_student(args, notes)
+    student, own = create_student(args, notes)
+    args.license = ", ".join(dict.fromkeys([*licenses, *own])) or OWN_LICENSE
+    exports = Exports(args)
     task = DisparityDistillationTask(
         student,
         teachers,
@@ -152,8 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.teacher_weights,
         encoder=student.pretrained,
         encoder_rate=args.encoder_learning_rate / args.learning_rate,
-        bf16_teachers=resolve_precision(args.teacher_precision) == "bf16",
+        bf16_teachers=resolve_precision(args.teacher_precision, fabric.device.type) == "bf16",
+        seed=args.seed,
     )
+    if args.cache_teacher:
+        task.cache = create_cache(args, fabric, task, datasets["train"])
     picture = StepPicture(args, fabric, task)
     run_training(
         args,
@@ -180,36 +201,10 @@ def check_options(args: argparse.Namespace) -> list[str]:
         OptionError: naming the flag.
     """
     notes = []
-    networks = [name for name in args.teacher_models if name != GROUND_TRUTH]
-    if len(args.teacher_checkpoints) != len(networks):
-        raise OptionError(
-            f"--teacher_checkpoints: {len(args.teacher_checkpoints)} files for {len(networks)} networks "
-            f"({' '.join(networks) or 'none'}); a teacher has learnt, so each needs its weights"
-        )
-    if args.teacher_weights is None:
-        args.teacher_weights = [1.0] * len(args.teacher_models)
-    if len(args.teacher_weights) != len(args.teacher_models):
-        raise OptionError(f"--teacher_weights: {len(args.teacher_weights)} for {len(args.teacher_models)} teachers")
-    for flag in (*WEIGHTS, "normalization"):
-        given = getattr(args, flag)
-        if not networks and flag in ("lambda_lg", "lambda_feat"):
-            if given:
-                raise OptionError(f"--{flag} has no effect under {GROUND_TRUTH} alone: it compares with a network")
-            args.__dict__[flag] = 0.0
-        elif given is None:
-            args.__dict__[flag] = RECIPES[args.recipe][flag]
-    if not networks:
-        args.local_crops = 0
-    if args.lambda_lg > 0 and args.local_crops == 0:
-        raise OptionError("--local_crops 0 leaves nothing for --lambda_lg to compare; give --lambda_lg 0 too")
-    if args.local_crops > 0 and args.lambda_lg == 0:
-        raise OptionError("--local_crops has no effect with --lambda_lg 0; give --local_crops 0 too")
-    if not any(getattr(args, flag) for flag in WEIGHTS):
-        raise OptionError("all weights of the loss are 0: nothing would be learnt")
-    if GROUND_TRUTH in args.teacher_models and args.dataset == "images":
-        raise OptionError(f"--teacher_models {GROUND_TRUTH}: --dataset images has no depth")
-    if args.label_fraction < 1 and GROUND_TRUTH not in args.teacher_models:
-        raise OptionError(f"--label_fraction has no effect without --teacher_models {GROUND_TRUTH}")
+    check_teachers(args)
+    check_loss_and_views(args)
+    if args.cache_teacher:
+        check_cache(args)
     if args.device and args.gpu_ids:
         raise OptionError(f"--device {args.device} stands beside --gpu_ids; give one of the two")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -225,9 +220,105 @@ def check_options(args: argparse.Namespace) -> list[str]:
     return notes
 
 
+def check_teachers(args: argparse.Namespace) -> None:
+    """Make sure that each teacher has what it teaches from.
+
+    Raises:
+        OptionError: naming the flag.
+    """
+    networks = networks_of(args)
+    measured = GROUND_TRUTH in args.teacher_models
+    if len(args.teacher_checkpoints) != len(networks):
+        raise OptionError(
+            f"--teacher_checkpoints: {len(args.teacher_checkpoints)} files for {len(networks)} networks "
+            f"({' '.join(networks) or 'none'}); a teacher has learnt, so each needs its weights"
+        )
+    if args.teacher_weights is None:
+        args.teacher_weights = [1.0] * len(args.teacher_models)
+    elif len(args.teacher_models) == 1:
+        raise OptionError("--teacher_weights has no effect: there is one teacher")
+    if len(args.teacher_weights) != len(args.teacher_models):
+        raise OptionError(f"--teacher_weights: {len(args.teacher_weights)} for {len(args.teacher_models)} teachers")
+    if not networks and args.teacher_precision != "auto":
+        raise OptionError(f"--teacher_precision has no effect under {GROUND_TRUTH} alone: nothing is computed")
+    if measured and args.dataset == "images":
+        raise OptionError(f"--teacher_models {GROUND_TRUTH}: --dataset images has no depth")
+    if measured and args.label_fraction == 0:
+        raise OptionError(f"--label_fraction 0 leaves nothing for {GROUND_TRUTH} to teach")
+    if not measured and args.label_fraction < 1:
+        raise OptionError(f"--label_fraction has no effect without --teacher_models {GROUND_TRUTH}")
+
+
+def networks_of(args: argparse.Namespace) -> list[str]:
+    """Return the names of those teachers that are networks."""
+    return [name for name in args.teacher_models if name != GROUND_TRUTH]
+
+
+def check_loss_and_views(args: argparse.Namespace) -> None:
+    """Fill in the weights of the recipe, and the views that they compare.
+
+    Raises:
+        OptionError: naming a flag that has no effect, or a weight with nothing to compare.
+    """
+    recipe, given = RECIPES[args.recipe], vars(args)
+    idle: dict[str, str] = {}  # flags without an effect, and under what
+    if args.fixed_views:
+        idle |= dict.fromkeys((*VIEWS, "lambda_lg"), "with --fixed_views: there are no crops")
+    if not networks_of(args):
+        why = f"under {GROUND_TRUTH} alone: it compares with a network"
+        idle |= dict.fromkeys(("local_crops", "local_scale", "lambda_lg", "lambda_feat"), why)
+    for flag, why in idle.items():
+        if given[flag]:
+            raise OptionError(f"--{flag} has no effect {why}")
+    for flag in WEIGHTS:
+        given[flag] = 0.0 if flag in idle else recipe[flag] if given[flag] is None else given[flag]
+    args.normalization = args.normalization or recipe["normalization"]
+    if "local_crops" in idle:
+        args.local_crops = 0
+    elif args.local_crops is None:
+        args.local_crops = VIEWS["local_crops"] if args.lambda_lg > 0 else 0
+    if args.lambda_lg > 0 and args.local_crops == 0:
+        raise OptionError("--local_crops 0 leaves nothing for --lambda_lg to compare; give --lambda_lg 0 too")
+    if args.local_crops > 0 and args.lambda_lg == 0:
+        raise OptionError("--local_crops has no effect with --lambda_lg 0")
+    if args.local_crops == 0 and args.local_scale:
+        raise OptionError("--local_scale has no effect with --local_crops 0")
+    if not any(given[flag] for flag in WEIGHTS):
+        raise OptionError("all weights of the loss are 0: nothing would be learnt")
+    if args.lambda_feat == 0 and args.feature_margin is not None:
+        raise OptionError("--feature_margin has no effect with --lambda_feat 0")
+    if args.lambda_hdn == 0 and args.normalization in ("global", "none"):
+        for flag in CONTEXTS:
+            if given[flag] is not None:
+                raise OptionError(
+                    f"--{flag} has no effect with --lambda_hdn 0 and --normalization {args.normalization}"
+                )
+    for flag, default in (VIEWS | CONTEXTS | {"feature_margin": FEATURE_MARGIN}).items():
+        if given[flag] is None:
+            given[flag] = default
+
+
+def check_cache(args: argparse.Namespace) -> None:
+    """Make sure that a teacher's answers of one epoch are those of the next.
+
+    Raises:
+        OptionError: naming the flag.
+    """
+    if len(args.teacher_models) > 1 or not networks_of(args):
+        raise OptionError("--cache_teacher keeps the answers of one network: name one in --teacher_models")
+    if not args.fixed_views or args.augment:
+        raise OptionError("--cache_teacher: what is kept must not change; give --fixed_views, and no --augment")
+    if args.lambda_feat > 0:
+        raise OptionError("--cache_teacher keeps disparities, no tokens; give --lambda_feat 0")
+    if args.num_nodes > 1:
+        raise OptionError("--cache_teacher is of one machine: --num_nodes 1")
+
+
 def create_datasets(args: argparse.Namespace) -> dict[str, DepthDataset]:
-    """Return the pictures to train on, in crops, and those to validate on, with their depth where there is any."""
-    crops = CropRule(args.local_crops, tuple(args.global_scale), tuple(args.local_scale))
+    """Return the pictures to train on, and those to validate on, with their depth where there is any."""
+    crops = None
+    if not args.fixed_views:
+        crops = CropRule(args.local_crops, tuple(args.global_scale), tuple(args.local_scale))
     data = options.dataset_options(args) | {"rgb_filter": "bicubic"}
     depth = {"depth"} if args.dataset != "images" else set()
     learns_from = {"rgb"} | (depth if GROUND_TRUTH in args.teacher_models else set())
@@ -235,6 +326,31 @@ def create_datasets(args: argparse.Namespace) -> dict[str, DepthDataset]:
         "train": create_dataset(**data, split="train", modalities=learns_from, crops=crops),
         "val": create_dataset(**data, split="val", modalities={"rgb"} | depth),
     }
+
+
+def create_cache(
+    args: argparse.Namespace, fabric: Fabric, task: DisparityDistillationTask, train: DepthDataset
+) -> TeacherCache:
+    """Open the cache of the one teacher's answers, or lay it out.
+
+    Its key is what they follow from: the teacher's weights and precision, and the pictures, of which the names are
+    compared, and a few by their pixels.
+    """
+    teacher: Any = task.teacher0
+    digest = hashlib.sha256("\n".join(train.ids).encode())
+    for index in range(0, len(train), -(-len(train) // COMPARED)):
+        digest.update(train[index]["rgb"].numpy().tobytes())
+    key = {
+        "teacher": bytes(teacher.fingerprint.tolist()).hex(),
+        "precision": "bf16" if task.bf16_teachers else "32",
+        "dataset": args.dataset,
+        "pictures": digest.hexdigest(),
+    }
+    for creates in (True, False):  # the first process lays it out, then the others open it
+        if fabric.is_global_zero is creates:
+            cache = TeacherCache(args.cache_teacher, key, len(train), args.image_size, creates=creates)
+        fabric.barrier()
+    return cache
 
 
 # ----------------------------------------------------------------------------------------------------------- networks
@@ -253,39 +369,43 @@ def open_teachers(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
     for name in args.teacher_models:
         if name == GROUND_TRUTH:
             teachers.append(MeasuredDisparity())
-            continue
-        path = next(files)
-        teacher, checkpoint = load_model(path)
-        if not isinstance(teacher, DepthAnything) or teacher.config["preset"] != find_preset(name):
-            holds = f"{teacher.name} {teacher.config.get('preset', '')}".strip()
-            raise OptionError(f"--teacher_checkpoints {path} holds {holds}, not {name}")
-        teachers.append(teacher)
-        licenses.append(license_of(path, find_preset(name), own=checkpoint is not None))
-    return teachers, list(dict.fromkeys(licenses))
+        else:
+            network, license = open_network("teacher_checkpoints", next(files), name)
+            teachers.append(network)
+            licenses.append(license)
+    return teachers, licenses
 
 
-def license_of(path: Path, preset: str, *, own: bool) -> str:
-    """Return the licence of a teacher's weights: what the file says, or else the published weights' of that size."""
-    if own:
-        return "that of its training data"
-    said = read_metadata(path).get("license")
-    return said or LICENSES.get(preset, "unknown")
-
-
-def create_student(args: argparse.Namespace, notes: list[str]) -> DepthAnything:
-    """Return the student, with the weights that it begins with."""
-    preset = find_preset(args.student_arch)
+def create_student(args: argparse.Namespace, notes: list[str]) -> tuple[DepthAnything, list[str]]:
+    """Return the student, and the licence of the weights that it begins with, if these are not random."""
+    licenses = []
     if args.student_checkpoint is None:
-        student = create_depth_anything_model(preset)
+        student = create_depth_anything_model(args.student_arch)
         if not (args.resume or args.checkpoints or args.init_from):
             notes.append("the student begins with random weights; --student_checkpoint FILE begins with published ones")
     else:
-        opened, _ = load_model(args.student_checkpoint)
-        if not isinstance(opened, DepthAnything) or opened.config["preset"] != preset:
-            raise OptionError(f"--student_checkpoint {args.student_checkpoint} does not hold {args.student_arch}")
-        student = opened.train()
+        student, license = open_network("student_checkpoint", args.student_checkpoint, args.student_arch)
+        student.train()
+        licenses.append(license)
     student.checkpoint_gradients(args.gradient_checkpointing)
-    return student
+    return student, licenses
+
+
+def open_network(flag: str, path: Path, name: str) -> tuple[DepthAnything, str]:
+    """Return the network in a file, and the licence of its weights: what is said with them, or else the published one.
+
+    Raises:
+        OptionError: it is another network than ``name``.
+        CheckpointError: the file is missing or damaged.
+    """
+    network, checkpoint = load_model(path)
+    preset = find_preset(name)
+    if not isinstance(network, DepthAnything) or network.config["preset"] != preset:
+        holds = f"{network.name} {network.config.get('preset', '')}".strip()
+        raise OptionError(f"--{flag} {path} holds {holds}, not {name}")
+    if checkpoint is not None:
+        return network, checkpoint.get("args", {}).get("license", OWN_LICENSE)
+    return network, read_metadata(path).get("license") or LICENSES.get(preset, "unknown")
 
 
 def create_loss(args: argparse.Namespace, student: DepthAnything, teacher: Any) -> DisparityDistillationLoss:
@@ -388,13 +508,13 @@ class Exports:
         OptionError: they are there already, of another experiment.
     """
 
-    def __init__(self, args: argparse.Namespace, licenses: Sequence[str]) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.files = {
             "best_model.pth": args.output_dir / "student_best.safetensors",
             "last.pth": args.output_dir / "student_final.safetensors",
         }
         self.experiment = args.experiment_name
-        self.license = ", ".join(licenses) or "that of its training data"
+        self.license = args.license
         self.teachers = ", ".join(args.teacher_models)
         for path in self.files.values():
             if path.is_file() and not args.overwrite:
@@ -414,7 +534,7 @@ class Exports:
                 model = restore_model(checkpoint, source)
                 about = {"experiment": self.experiment, "teachers": self.teachers, "epoch": str(checkpoint["epoch"])}
                 save_model(model, path, license=self.license, **about)
-                print(f"weights: {path}")
+                print(f"weights: {path} (licence: {self.license})")
 
 
 if __name__ == "__main__":

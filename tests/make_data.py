@@ -114,15 +114,28 @@ def write_nyu_b(root, rows=None, size=(24, 32), seed=0):
     return root
 
 
-def write_nyu_of_livingroom(root, samples_dir, train=15, test=5):
-    """Layout (b) of real frames, 480x640."""
+def write_nyu_of_livingroom(root, samples_dir, train=15, test=5, layout="b"):
+    """Layout (a), with 8-bit training maps, or (b) of real frames, 480x640."""
     root = Path(root)
     stems = sorted(path.stem for path in (samples_dir / "livingroom/image").iterdir())
     for split, chosen in (("train", stems[:train]), ("test", stems[train : train + test])):
-        for kind, source, suffix in (("rgb", "image", "jpg"), ("depth", "depth", "png")):
-            (root / split / kind).mkdir(parents=True)
-            for stem in chosen:
-                shutil.copy(samples_dir / f"livingroom/{source}/{stem}.{suffix}", root / split / kind)
+        lines = []
+        for stem in chosen:
+            if layout == "a":
+                folder = f"nyu2_train/livingroom_out/{stem}" if split == "train" else f"nyu2_test/{stem}"
+                names = (f"{folder}.jpg", f"{folder}.png")
+            else:
+                names = (f"{split}/rgb/{stem}.jpg", f"{split}/depth/{stem}.png")
+            sources = (samples_dir / f"livingroom/{kind}" for kind in (f"image/{stem}.jpg", f"depth/{stem}.png"))
+            for name, source in zip(names, sources, strict=True):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, root / name)
+            if layout == "a" and split == "train":
+                metres = np.asarray(Image.open(root / names[1])) / 1000
+                Image.fromarray((metres / 10 * 255).round().astype(np.uint8)).save(root / names[1])
+            lines.append([f"data/{name}" for name in names])
+        if layout == "a":
+            write_csv(root / f"nyu2_{split}.csv", lines)
     return root
 
 

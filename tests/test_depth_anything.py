@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import evaluate
-import predict
 import train_distillation
 import verify_feature_compatibility
 from errors import OptionError
@@ -308,23 +307,17 @@ def test_a_checkpoint_of_it_teaches_too(rooms, checkpoint, tmp_path, run_cli):
     assert "warning: the teacher was trained" not in out
 
 
-def test_scripts_of_metres_refuse_disparities(checkpoint, tmp_path, run_cli):
-    (tmp_path / "a.png").write_bytes(b"")
-    commands = {
-        evaluate: ("--checkpoint", checkpoint),
-        predict: ("--checkpoint", checkpoint, "--rgb", tmp_path / "a.png", "--output", tmp_path / "out"),
-    }
-    for script, flags in commands.items():
-        code, _, errors = run_cli(script.main, *flags)
-        assert code == 2
-        assert "depth_anything, which gives disparity" in errors
+def test_disparities_are_not_scored_as_metres(checkpoint, run_cli):
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", checkpoint, "--protocol", "metric")
+    assert code == 2
+    assert "use --protocol disparity_lsq" in errors
 
 
-def test_bare_weights_are_no_checkpoint(tmp_path, run_cli):
+def test_bare_weights_name_no_data_set(tmp_path, run_cli):
     save_model(create_depth_anything_model("tiny"), tmp_path / "bare.safetensors", "MIT")
     code, _, errors = run_cli(evaluate.main, "--checkpoint", tmp_path / "bare.safetensors")
     assert code == 2
-    assert "holds weights alone" in errors
+    assert "names no data set to score on" in errors
 
 
 def test_every_parameter_that_trains_belongs_to_one_level():

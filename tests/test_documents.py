@@ -11,6 +11,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("benchmarks/*.md")])
 USERS = REPOSITORY.parent / "shared" / "spec" / "user_documents"
 
+# Where the users' documents name another script than this project has; the README names both.
+ELSEWHERE = {
+    "tools/train_distillation.py": ["train_distill_any_depth.py"],
+    "scripts/train_large.sh": ["run_distill_any_depth_examples.sh", "1"],
+    "scripts/train_test.sh": ["run_distill_any_depth_examples.sh", "2"],
+}
+
 # Flags that stand for a file a reader has; the parser is given the line as it is.
 RUNNABLE = re.compile(r"^(?:\w+=\S+ )*(python3?|\.venv/bin/python|bash|make)\s")
 
@@ -63,6 +70,26 @@ def test_the_users_commands_for_the_teacher_parse(name):
     assert len(found) >= 3
     for words in found:
         check(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("adabins_distillation_guide.md", 12), ("distill_any_depth_notes.md", 1), ("distill_any_depth_readme.md", 2)],
+)
+def test_the_users_commands_for_distillation_parse(name, number):
+    if not USERS.is_dir():
+        pytest.skip(f"the users' documents are not here ({USERS})")
+    found = list(commands(USERS / name))
+    assert len(found) == number
+    for words in found:
+        check([words[0], *ELSEWHERE.get(words[1], [words[1]]), *words[2:]])
+
+
+@pytest.mark.parametrize("script", ELSEWHERE)
+def test_the_readme_says_where_the_documents_scripts_are(script):
+    table = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## From the documents to here")[1]
+    (row,) = (line for line in table.splitlines() if f"`{script}`" in line)
+    assert " ".join(ELSEWHERE[script]) in row.split("|")[2]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -11,8 +11,10 @@ from make_data import write_batvision_v2, write_nyu_b
 import evaluate
 import train_rgb_depth
 from dataloaders import create_dataset, create_loader
+from models import create_model
+from models.depth_anything_files import to_layout
 from training.baselines import fit_baselines
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint, save_model
 from training.metrics import DEPTH_BINS, METRICS
 
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0)
@@ -190,3 +192,46 @@ def test_per_location_needs_locations(trained, tmp_path, run_cli):
     )  # fmt: skip
     assert code == 2
     assert "--per_location" in errors
+
+
+# -------------------------------------------------------------------------------------------------------- bare weights
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A network in the form in which Distill-Any-Depth's large one is published, but for its size."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("published") / "distill_any_depth_tiny.pth"
+    torch.save(to_layout(create_model("depth_anything", preset="tiny").state_dict(), "nested", path), path)
+    return path
+
+
+def test_a_published_file_is_scored_as_it_is(published, tmp_path, run_cli):
+    write_nyu_b(tmp_path / "data", size=(48, 64))
+    flags = ("--checkpoint", published, "--dataset", "nyu", "--dataset_dir", tmp_path / "data", "--image_size", 56, 70)
+    report, out = report_of(run_cli, tmp_path, *flags)
+    assert (report["scoring"]["protocol"], report["epoch"], report["n_images"]) == ("disparity_lsq", None, 3)
+    assert (report["data"]["rgb_filter"], report["data"]["image_size"]) == ("bicubic", [56, 70])
+    assert 0 < report["delta1"] < 1
+    assert "\ndistill_any_depth_tiny " in out, "its name is the file's"
+    assert (tmp_path / "results/distill_any_depth_tiny/nyu_test_cases.png").is_file()
+
+
+def test_a_published_file_stands_beside_a_checkpoint(trained, published, tmp_path, run_cli):
+    flags = ("--checkpoint", trained, published, "--protocol", "disparity_lsq")
+    report, _ = report_of(run_cli, tmp_path, *flags)
+    assert list(report["checkpoints"])[1] == "distill_any_depth_tiny", "on the data set of the first"
+    alone, _ = report_of(run_cli, tmp_path, "--checkpoint", published, *data_of(trained))
+    assert alone["data"]["image_size"] == 112, "the square whose positions it has learnt"
+    assert alone["rmse"] == report["checkpoints"]["distill_any_depth_tiny"]["rmse"]
+
+
+def data_of(trained):
+    return "--dataset", "simulated", "--dataset_dir", load_checkpoint(trained)["args"]["dataset_dir"]
+
+
+def test_a_bare_file_says_neither_data_nor_preprocessing(published, tmp_path, run_cli):
+    save_model(create_model("rgb_depth", base_channels=4), tmp_path / "eye.safetensors", "MIT")
+    for path, named in ((published, "--dataset"), (tmp_path / "eye.safetensors", "rgb_depth alone")):
+        code, _, errors = run_cli(evaluate.main, "--checkpoint", path, "--output_dir", tmp_path)
+        assert code == 2 and named in errors and len(errors.splitlines()) == 1

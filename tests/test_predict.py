@@ -14,9 +14,10 @@ from PIL import Image
 import predict
 from dataloaders import create_dataset
 from models import MODELS, create_model
+from models.base import normalize_imagenet
 from models.rgb_depth_model import RGBDepthNet
 from training import loop
-from training.checkpoint import save_checkpoint
+from training.checkpoint import save_checkpoint, save_model
 
 SIZE = 32
 NETWORKS = {"binaural_attention": "ears", "rgb_depth": "eyes", "multimodal_fusion": "both", "relative_eye": "relative"}
@@ -142,6 +143,28 @@ def test_a_disparity_claims_no_metres(networks, samples_dir, tmp_path, run_cli):
     assert first == f"00000: disparity {disparity.min():.4g} to {disparity.max():.4g}, without a unit"
     assert "relative disparity" in last
     assert "millimetres" not in printed
+
+
+def test_published_weights_see_as_they_are(tmp_path, run_cli):
+    torch.manual_seed(0)
+    model = create_model("depth_anything", preset="tiny").eval()
+    save_model(model, tmp_path / "published.safetensors", "MIT")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    picture.save(tmp_path / "view.png")
+    flags = ("--checkpoint", tmp_path / "published.safetensors", "--rgb", tmp_path / "view.png", "--precision", "32")
+    code, _, errors = run_cli(predict.main, *flags, "--output", tmp_path / "out", "--size", 30, 40)
+    assert (code, errors) == (0, "")
+    square = np.asarray(picture.resize((112, 112), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    with torch.no_grad():
+        answer = model(normalize_imagenet(torch.from_numpy(square).permute(2, 0, 1)[None]))
+    expected = torch.nn.functional.interpolate(answer, (30, 40), mode="bilinear", align_corners=False)
+    assert np.allclose(np.load(tmp_path / "out/view.npy"), expected[0, 0].numpy(), atol=1e-5)
+
+
+def test_weights_whose_preprocessing_nobody_knows(networks, tmp_path, run_cli):
+    save_model(networks["eyes"][1], tmp_path / "eyes.safetensors", "MIT")
+    flags = ("--checkpoint", tmp_path / "eyes.safetensors", "--rgb", tmp_path, "--output", tmp_path / "out")
+    assert "rgb_depth alone" in refused(run_cli, *flags)
 
 
 def test_the_real_recording(ears, samples_dir, tmp_path, run_cli):

@@ -147,6 +147,29 @@ def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:
     return restore_depth_anything(canonical_keys(weights, path), path), None
 
 
+def published_preprocessing(model: DepthModel, path: Path) -> dict[str, Any]:
+    """Return the preprocessing of a network from a bare file, which does not say it: that of Depth Anything.
+
+    Cubic pictures, at the square whose positions the network has learnt (518 pixels of the published ones).
+
+    Raises:
+        CheckpointError: a network of another kind, whose preprocessing is anybody's guess.
+    """
+    if not isinstance(model, DepthAnything):
+        raise CheckpointError(
+            f"{path}: holds the weights of a {model.name} alone, and not how its samples were made; give a checkpoint, "
+            "a .pth of its training script"
+        )
+    return {
+        "image_size": model.size_multiple * model.grid,
+        "max_depth": None,
+        "min_depth": 1e-3,
+        "resample": False,
+        "audio_format": None,
+        "rgb_filter": "bicubic",
+    }
+
+
 def save_model(model: DepthModel, path: Path, license: str, **about: str) -> None:
     """Write a network as a bare safetensors file, under its own names, which says what it is.
 

@@ -310,7 +310,8 @@ def check_device(args: argparse.Namespace, most: int | None = None) -> None:
     Raises:
         OptionError: naming the flag and what this machine has.
     """
-    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    uses_gpus = torch.cuda.is_available() and getattr(args, "device", None) != "cpu"
+    present = torch.cuda.device_count() if uses_gpus else 0
     missing = [gpu for gpu in args.gpu_ids or [] if gpu >= present]
     if missing:
         raise OptionError(f"--gpu_ids {','.join(map(str, missing))}: this machine has {present} CUDA GPUs")

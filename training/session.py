@@ -300,7 +300,7 @@ def machine(args: argparse.Namespace, fabric: Fabric) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "processes": fabric.world_size,
-        "precision": resolve_precision(args.precision),
+        "precision": resolve_precision(args.precision, fabric.device.type),
     }
 
 
@@ -329,7 +329,8 @@ def introduce(
 ) -> None:
     """Say what is about to happen."""
     train: Any = train_loader.dataset
-    where = f"{fabric.world_size} x {fabric.device.type}, precision {resolve_precision(args.precision)}"
+    precision = resolve_precision(args.precision, fabric.device.type)
+    where = f"{fabric.world_size} x {fabric.device.type}, precision {precision}"
     pairs = (
         f"{int(train.labelled.sum())} of {len(train)} training pairs have depth, {len(val_loader.dataset)} to validate"  # type: ignore[arg-type]
     )

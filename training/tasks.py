@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
@@ -14,6 +14,7 @@ from torch.nn.parameter import Parameter
 from training.depth_losses import edge_aware_smoothness, edge_loss, l1_loss, low_pass
 from training.metrics import valid_pixels
 from training.task import Batch, Guest, Task, count_images, mean_over_images, model_inputs
+from training.teacher_cache import TeacherCache
 from utils_distillation_loss import (
     DisparityDistillationLoss,
     DistillationLoss,
@@ -305,10 +306,11 @@ class DisparityDistillationTask(Task):
     A batch has a view, ``rgb``, and closer ``local`` views of its parts (``dataloaders.crops``). At each step one of
     the teachers answers to all of them in one call, and the student to the view; the terms are those of
     ``utils_distillation_loss.DisparityDistillationLoss``. Which teacher it is, is drawn: choosing one beats averaging
-    all (Distill Any Depth, arXiv 2502.19204).
+    all (Distill Any Depth, arXiv 2502.19204). The draw follows from the seed and the step, so that all parts of a batch
+    and all processes ask the same one.
 
     One of the teachers may be measured depth (:class:`MeasuredDisparity`). It has neither tokens nor closer views: in
-    its steps ``lg`` and ``feat`` do not count.
+    its steps ``lg`` and ``feat`` count no image, and the other terms those that have measured depth.
 
     Args:
         student: a network of disparities.
@@ -317,7 +319,12 @@ class DisparityDistillationTask(Task):
         shares: how often each is drawn; they need not sum up to 1.
         encoder: the part of the student that learns at another rate.
         encoder_rate: that rate, as a factor on ``--learning_rate``.
-        bf16_teachers: whether they compute in bfloat16.
+        bf16_teachers: whether they compute in bfloat16; else in float32.
+        seed: of the draw.
+
+    Attributes:
+        cache: None, or where the answers of a single teacher are kept, whose views never change; ``lg`` and ``feat``
+            then have no weight.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"rgb"})  # and depth, where measured depth teaches
@@ -333,6 +340,7 @@ class DisparityDistillationTask(Task):
         encoder: nn.Module,
         encoder_rate: float = 1.0,
         bf16_teachers: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(student)
         for number, teacher in enumerate(teachers):
@@ -340,14 +348,16 @@ class DisparityDistillationTask(Task):
             self.add_module(f"teacher{number}", guest)
         self.losses = nn.ModuleList(losses)
         self.terms = [term for term in losses[0].weights if any(loss.weights[term] > 0 for loss in losses)]
-        self.shares = torch.tensor(shares, dtype=torch.float64)
+        self.shares = [share / sum(shares) for share in shares]
         self.encoder_parameters = {id(parameter) for parameter in encoder.parameters()}
         self.encoder_rate = encoder_rate
         self.bf16_teachers = bf16_teachers
+        self.seed = seed
+        self.cache: TeacherCache | None = None
 
     def trainable_groups(self) -> dict[float, list[Parameter]]:
         """Return the trainable parameters by their factor on ``--learning_rate``."""
-        groups: dict[float, list[Parameter]] = {}
+        groups: dict[float, list[Parameter]] = {1.0: []}  # first: the rate that the log shows
         for parameter in self.trainable():
             rate = self.encoder_rate if id(parameter) in self.encoder_parameters else 1.0
             groups.setdefault(rate, []).append(parameter)
@@ -355,29 +365,39 @@ class DisparityDistillationTask(Task):
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Any]:
         """Return the loss, its parts (unweighted) with the images that they count, and the disparity [B, 1, H, W]."""
-        number = int(torch.multinomial(self.shares, 1)) if len(self.losses) > 1 else 0
+        number = self.draw(progress)
         teacher: Any = getattr(self, f"teacher{number}")
         loss: Any = self.losses[number]
         disparity, features = self.student(*model_inputs(self.student, batch), return_features=True)
+        counted = torch.ones(len(disparity), dtype=torch.bool, device=disparity.device)
         if isinstance(teacher, MeasuredDisparity):
+            counted = valid_pixels(batch["depth"]).flatten(1).any(dim=1)  # [B]
             terms = loss(disparity, teacher(batch))
+        elif self.cache is not None:
+            terms = loss(disparity, self.cache.answer(batch["index"], lambda: self.ask(teacher, batch)[0]))
         else:
             taught, closer, seen = self.ask(teacher, batch)
             local = (disparity, closer, batch["boxes"]) if closer.shape[1] else None
             terms = loss(disparity, taught, local=local, tokens=(features["t4"], seen))
-        means = {term: mean_over_images(value) for term, value in terms.items()}
+        means = {term: mean_over_images(value, counted) for term, value in terms.items()}
         total = torch.stack([loss.weights[term] * mean for term, mean in means.items()]).sum()
         # Every term in every step, since the log has a column for each; one that this teacher lacks counts no image.
-        images = count_images(torch.ones(len(disparity), dtype=torch.bool, device=disparity.device))
+        images = count_images(counted)
         parts = {term: means.get(term, torch.zeros_like(total)) for term in self.terms}
         counts = {term: images if term in means else torch.zeros_like(images) for term in self.terms}
         return {"loss": total, "depth": disparity, **parts, "counts": counts}
+
+    @torch.compiler.disable
+    def draw(self, progress: float) -> int:
+        """Return the number of the teacher of the step before which a share of the training in [0, 1] is done."""
+        rng = np.random.default_rng((self.seed, int(progress * 2**53)))  # a float64 in [0, 1), to its last bit
+        return int(rng.choice(len(self.shares), p=self.shares))
 
     def distance(self, batch: Batch) -> Tensor:
         """Return how far the student is, in ``sc``, from the networks that teach it, by their shares: [B]."""
         disparity = self.student(*model_inputs(self.student, batch))
         total, weight = torch.zeros(len(disparity), device=disparity.device), 0.0
-        for number, share in enumerate(self.shares.tolist()):
+        for number, share in enumerate(self.shares):
             teacher: Any = getattr(self, f"teacher{number}")
             loss: Any = self.losses[number]
             if not isinstance(teacher, MeasuredDisparity):
@@ -391,8 +411,7 @@ class DisparityDistillationTask(Task):
         if "local" in batch:
             views = torch.cat([views, batch["local"]], dim=1)  # [B, 1 + N, 3, H, W]
         shape = views.shape[:2]
-        precision = torch.autocast(views.device.type, torch.bfloat16) if self.bf16_teachers else nullcontext()
-        with precision:
+        with torch.autocast(views.device.type, torch.bfloat16, enabled=self.bf16_teachers):
             answer, features = teacher({"rgb": views.flatten(0, 1)}, return_features=True)
         answer = answer.float().unflatten(0, shape)
         return answer[:, 0], answer[:, 1:], features["t4"].unflatten(0, shape)[:, 0]

@@ -1,0 +1,207 @@
+"""A teacher's answers on the disk: asked once, whole under a kill, and never those of something else."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from make_data import write_images
+
+import train_distill_any_depth
+from errors import DataError, OptionError, TrainingError
+from models import create_model
+from training.checkpoint import load_checkpoint, save_model
+from training.run_log import read_csv
+from training.task import Guest
+from training.teacher_cache import TeacherCache
+
+KEY = {"teacher": "abc", "pictures": "def"}
+
+
+class Teacher:
+    """Answers to row i with i + 1/3 everywhere, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def of(self, rows):
+        def ask():
+            self.asked.append(list(rows))
+            return (torch.tensor(rows) + 1 / 3)[:, None, None, None].expand(-1, 1, 4, 4)
+
+        return torch.tensor(rows), ask
+
+
+def test_what_was_answered_once_is_read(tmp_path):
+    teacher, cache = Teacher(), TeacherCache(tmp_path / "c", KEY, 5, 4)
+    first = cache.answer(*teacher.of([3, 1]))
+    assert first.dtype == torch.float32 and first.shape == (2, 1, 4, 4)
+    assert torch.equal(first[:, 0, 0, 0], torch.tensor([3 + 1 / 3, 1 + 1 / 3]).half().float())
+    again = TeacherCache(tmp_path / "c", KEY, 5, 4)
+    assert torch.equal(again.answer(*teacher.of([1, 3])), first.flip(0))
+    assert teacher.asked == [[3, 1]]
+    again.answer(*teacher.of([1, 2]))
+    assert teacher.asked == [[3, 1], [1, 2]], "one of the two is missing"
+    size = (tmp_path / "c/disparity.npy").stat().st_size
+    assert size == 128 + 5 * 4 * 4 * 2, "a header of 128 bytes, and float16"
+
+
+def test_a_second_process_opens_what_the_first_laid_out(tmp_path):
+    first = TeacherCache(tmp_path / "c", KEY, 5, 4)
+    second = TeacherCache(tmp_path / "c", KEY, 5, 4, creates=False)
+    teacher = Teacher()
+    first.answer(*teacher.of([0]))
+    second.answer(*teacher.of([0]))
+    assert teacher.asked == [[0]], "they share the files"
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", ["rows", "done"])
+def test_a_row_counts_only_once_its_flag_is_on_the_disk(tmp_path, monkeypatch, at):
+    """A kill while the row is flushed leaves no flag; one while the flag is flushed leaves a whole row."""
+    teacher, cache = Teacher(), TeacherCache(tmp_path / "c", KEY, 5, 4)
+
+    def kill():
+        raise KilledError
+
+    monkeypatch.setattr(cache._rows if at == "rows" else cache._done, "flush", kill)
+    with pytest.raises(KilledError):
+        cache.answer(*teacher.of([2]))
+    del cache
+    again = TeacherCache(tmp_path / "c", KEY, 5, 4)
+    assert (again.answer(*teacher.of([2])) == torch.tensor(7 / 3).half()).all()
+    assert len(teacher.asked) == (2 if at == "rows" else 1)
+
+
+def test_a_kill_while_the_files_are_made_is_made_good(tmp_path):
+    TeacherCache(tmp_path / "c", KEY, 5, 4)
+    (tmp_path / "c/done.npy").unlink()
+    (tmp_path / "c/disparity.npy").write_bytes(b"torn")
+    teacher = Teacher()
+    TeacherCache(tmp_path / "c", KEY, 5, 4).answer(*teacher.of([0]))
+    assert teacher.asked == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("key", "rows", "size", "named"),
+    [
+        ({**KEY, "teacher": "other"}, 5, 4, r"teacher abc \(now other\)"),
+        (KEY, 6, 4, r"rows 5 \(now 6\)"),
+        (KEY, 5, 8, r"size 4 \(now 8\)"),
+    ],
+)
+def test_the_answers_of_something_else_are_refused(tmp_path, key, rows, size, named):
+    TeacherCache(tmp_path, KEY, 5, 4)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OptionError, match=named):
+        TeacherCache(tmp_path, key, rows, size)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "disparity.npy").write_bytes(b"mine")
+    with pytest.raises(OptionError, match="holds other files"):
+        TeacherCache(tmp_path, KEY, 5, 4)
+    assert (tmp_path / "disparity.npy").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("disparity.npy", b"torn"), ("done.npy", b""), ("cache.json", b"{"), ("cache.json", b"[1]")]
+)
+def test_damaged_files_are_named(tmp_path, name, content):
+    TeacherCache(tmp_path, KEY, 5, 4)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        TeacherCache(tmp_path, KEY, 5, 4)
+
+
+def test_files_of_another_shape_are_refused(tmp_path):
+    TeacherCache(tmp_path, KEY, 5, 4)
+    np.save(tmp_path / "done.npy", np.ones(4, np.uint8))
+    with pytest.raises(DataError, match="delete the folder"):
+        TeacherCache(tmp_path, KEY, 5, 4)
+
+
+def test_a_disk_that_does_not_hold_it(tmp_path, monkeypatch):
+    import os
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OptionError, match="No space left"):
+        TeacherCache(tmp_path / "c", KEY, 5, 4)
+    assert not (tmp_path / "c/done.npy").exists()
+
+
+def test_what_float16_does_not_hold_is_not_kept(tmp_path):
+    cache = TeacherCache(tmp_path, KEY, 5, 4)
+    with pytest.raises(TrainingError, match="65504"):
+        cache.answer(torch.tensor([0]), lambda: torch.full((1, 1, 4, 4), 1e5))
+    teacher = Teacher()
+    cache.answer(*teacher.of([0]))
+    assert teacher.asked == [[0]]
+
+
+# --------------------------------------------------------------------------------------------------------------- script
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many pictures each call of a guest had."""
+    calls = []
+    forward = Guest.forward
+
+    def counting(self, batch, *args, **kwargs):
+        calls.append(len(batch["rgb"]))
+        return forward(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(Guest, "forward", counting)
+    return calls
+
+
+def test_the_second_epoch_does_not_ask_the_teacher(tmp_path, asked, run_cli):
+    torch.manual_seed(0)
+    for name in ("one", "two"):
+        model = create_model("depth_anything", preset="mini")
+        model.depth_head.scratch["output_conv2"][2].weight.data.mul_(50)  # a random one says 1 almost everywhere
+        save_model(model, tmp_path / f"{name}.safetensors", "MIT")
+    write_images(tmp_path / "pictures/train", count=8, size=(60, 80))
+    write_images(tmp_path / "pictures/val", count=1, size=(60, 80))
+
+    def run(name, *more, teacher="one"):
+        flags = ("--dataset", "images", "--dataset_dir", tmp_path / "pictures", "--output_dir", tmp_path / name)
+        flags += ("--teacher_models", "mini", "--teacher_checkpoints", tmp_path / f"{teacher}.safetensors")
+        flags += ("--student_arch", "tiny", "--fixed_views", "--lambda_feat", 0, "--image_size", 56, "--num_workers", 0)
+        flags += ("--batch_size", 4, "--nb_epochs", 3, "--save_frequency", 9, "--experiment_name", "e")
+        asked.clear()
+        return run_cli(train_distill_any_depth.main, *flags, *more)
+
+    cached = ("--cache_teacher", tmp_path / "answers")
+    assert run("plain")[0] == 0
+    without = list(asked)
+    assert run("first", *cached)[0] == 0
+    validation_and_picture = [1] * 3 + [1]
+    assert sorted(without) == sorted([*validation_and_picture, *[4] * 6])
+    assert sorted(asked) == sorted([*validation_and_picture, *[4] * 2])
+    assert run("second", *cached)[0] == 0
+    assert sorted(asked) == validation_and_picture, "nor does the first, of a later run"
+    ends = {
+        name: load_checkpoint(tmp_path / f"{name}/checkpoints/e/last.pth")["model_state_dict"]
+        for name in ("first", "second")
+    }
+    assert all(torch.equal(value, ends["second"][key]) for key, value in ends["first"].items())
+    plain, first = (read_csv(tmp_path / f"{name}/logs/e/steps.csv") for name in ("plain", "first"))
+    assert plain[0] == pytest.approx(first[0], rel=2e-3), "but for the rounding to float16"
+    assert [row["loss"] for row in plain] == pytest.approx([row["loss"] for row in first], rel=5e-2), "which adds up"
+
+    code, _, errors = run("third", *cached, teacher="two")
+    assert code == 2 and "is of something else: teacher" in errors and len(errors.splitlines()) == 1
+    write_images(tmp_path / "pictures/train", count=8, size=(60, 80), seed=1)
+    code, _, errors = run("third", *cached)
+    assert code == 2 and "is of something else: pictures" in errors
+    assert json.loads((tmp_path / "answers/cache.json").read_text())["rows"] == 8
+    assert not (tmp_path / "third").exists()
