@@ -33,7 +33,7 @@ from utils_distillation_loss import (
 
 # Of the flags that only say how features are matched. None in the parser, so that one given in vain is refused.
 FEATURE_DEFAULTS: dict[str, Any] = {
-    "feature_loss": "cwd",
+    "feature_loss": "mse",
     "feature_levels": ["d1", "d2", "d3"],
     "feature_adapters": "all",
     "temperature": TEMPERATURE,
@@ -75,7 +75,7 @@ def create_parser() -> argparse.ArgumentParser:
         choices=tuple(RESPONSE_LOSSES),
         help="(default: l1; ssi, which is blind to scale and shift, where the teacher gives disparity)",
     )
-    group.add_argument("--feature_loss", choices=tuple(FEATURE_LOSSES), help="(default: cwd)")
+    group.add_argument("--feature_loss", choices=tuple(FEATURE_LOSSES), help="(default: mse)")
     group.add_argument(
         "--feature_levels", nargs="+", metavar="LEVEL", help="of x1..x5, d1..d4 (default: d1 d2 d3, of the decoder)"
     )

@@ -579,7 +579,7 @@ class FeatureDistillation(nn.Module):
         student_widths: Mapping[str, int],
         teacher_widths: Mapping[str, int],
         levels: Sequence[str],
-        kind: str = "cwd",
+        kind: str = "mse",
         adapt: str = "all",
         temperature: float = TEMPERATURE,
     ) -> None:

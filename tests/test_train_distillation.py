@@ -340,7 +340,7 @@ def test_the_checkpoint_holds_the_student_and_no_teacher(unbroken):
         "teacher.fingerprint",
         *(f"features.adapters.{level}.weight" for level in ("d1", "d2", "d3")),
     }
-    assert checkpoint["args"]["feature_loss"] == "cwd"
+    assert checkpoint["args"]["feature_loss"] == "mse"
     assert checkpoint["args"]["response_loss"] == "l1"
 
 
