@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from dataloaders.audio_frontend import AudioFrontEnd
 from dataloaders.base import MODALITIES, SPLITS, DepthDataset
 from dataloaders.batvision import BatVisionV1, BatVisionV2
 from dataloaders.crops import CropRule
@@ -21,7 +22,15 @@ from dataloaders.loaders import EpochBatchSampler, collate, create_loader, creat
 from dataloaders.nyu import NYU
 from dataloaders.readers import read_image, read_wav
 from dataloaders.simulated import Simulated
-from dataloaders.transforms import AUDIO_FORMATS, Size, clean_depth, prepare_audio, prepare_rgb, valid_depth
+from dataloaders.transforms import (
+    AUDIO_FORMATS,
+    Size,
+    clean_depth,
+    prepare_audio,
+    prepare_rgb,
+    prepare_wave,
+    valid_depth,
+)
 from errors import OptionError
 
 __all__ = [
@@ -31,6 +40,7 @@ __all__ = [
     "DEFAULT_MAX_DEPTHS",
     "MODALITIES",
     "SPLITS",
+    "AudioFrontEnd",
     "CropRule",
     "DepthDataset",
     "EpochBatchSampler",
@@ -42,6 +52,7 @@ __all__ = [
     "create_training_data",
     "prepare_audio",
     "prepare_rgb",
+    "prepare_wave",
     "read_image",
     "read_wav",
     "valid_depth",

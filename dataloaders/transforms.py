@@ -133,10 +133,8 @@ def cut_samples(max_depth: float, sample_rate: int = SAMPLE_RATE) -> int:
     return samples
 
 
-def prepare_audio(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
-    """Sound of two ears [2, N] at 44.1 kHz -> network input [2, S, S] float32.
-
-    Where ``audio_samples`` is a number, the sound is first cut to it or filled up to it with silence; None keeps it.
+def prepare_wave(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
+    """Sound of two ears [2, N] at 44.1 kHz -> [2, audio_samples], cut, or filled up with silence; None keeps it whole.
 
     Raises:
         DataError: the sound holds NaN or infinity, or is too short for a spectrogram.
@@ -148,29 +146,47 @@ def prepare_audio(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
         wave = torch.nn.functional.pad(wave[:, :samples], (0, max(0, samples - wave.shape[1])))  # [2, samples]
     if wave.shape[1] < MIN_SAMPLES:
         raise DataError(f"the sound has {wave.shape[1]} samples; a spectrogram needs {MIN_SAMPLES} at least")
-    image = spectrogram(wave, preprocessing["audio_format"])  # [2, F, T]
+    return wave
+
+
+def prepare_audio(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
+    """Sound of two ears [2, N] at 44.1 kHz -> network input [2, S, S] float32.
+
+    Where ``audio_samples`` is a number, the sound is first cut to it or filled up to it with silence; None keeps it.
+
+    Raises:
+        DataError: the sound holds NaN or infinity, or is too short for a spectrogram.
+    """
+    image = spectrogram(prepare_wave(wave, preprocessing), preprocessing["audio_format"])  # [2, F, T]
     return F.resize(image, list(size_pair(preprocessing["image_size"])), antialias=True)  # [2, S, S]
 
 
 def spectrogram(wave: Tensor, audio_format: str = "spectrogram") -> Tensor:
     """Sound of each ear [2, N] -> time-frequency image [2, F, T], low frequencies first, T = 1 + N // 16.
 
-    ``spectrogram``: magnitudes of the official BatVision baseline (n_fft 512, Hann window of 64, hop 16, centred with
-    reflect padding, no decibels, no normalisation), F = 257.
-    ``log_spectrogram``: log(1 + m / 0.001) / log(1 + 1000): silence is 0, a magnitude of 1 is 1, one of 0.03 is half.
-    ``mel``: 32 triangular HTK bands of the power spectrogram, F = 32, compressed likewise with a floor of 1e-6.
+    The official BatVision baseline's transform: n_fft 512, Hann window of 64, hop 16, centred with reflect padding.
+    What is made of its magnitudes, :func:`format_magnitude` says.
     """
     window = torch.hann_window(WIN_LENGTH, periodic=True, dtype=wave.dtype)
     transform = torch.stft(
         wave, N_FFT, HOP_LENGTH, WIN_LENGTH, window, center=True, pad_mode="reflect", return_complex=True
     )
-    magnitude = transform.abs()  # [2, 257, T]
+    return format_magnitude(transform.abs(), audio_format)  # [2, F, T]
+
+
+def format_magnitude(magnitude: Tensor, audio_format: str) -> Tensor:
+    """Magnitudes of the short-time Fourier transform [..., 257, T] -> time-frequency image [..., F, T].
+
+    ``spectrogram``: the magnitudes, no decibels, no normalisation, as the official BatVision baseline, F = 257.
+    ``log_spectrogram``: log(1 + m / 0.001) / log(1 + 1000): silence is 0, a magnitude of 1 is 1, one of 0.03 is half.
+    ``mel``: 32 triangular HTK bands of the power spectrogram, F = 32, compressed likewise with a floor of 1e-6.
+    """
     if audio_format == "spectrogram":
         return magnitude
     if audio_format == "log_spectrogram":
         return _log_compress(magnitude, LOG_FLOOR)
     if audio_format == "mel":
-        return _log_compress(mel_filters().to(magnitude) @ magnitude.square(), LOG_FLOOR**2)  # [2, 32, T]
+        return _log_compress(mel_filters().to(magnitude) @ magnitude.square(), LOG_FLOOR**2)  # [..., 32, T]
     raise OptionError(f"unknown --audio_format {audio_format}; known: {', '.join(AUDIO_FORMATS)}")
 
 

@@ -137,7 +137,7 @@ class AdaBinsBinPredictor(nn.Module):
         """Return the logits of the widths, float32; zeros where the bins are fixed."""
         with torch.autocast(x.device.type, enabled=False):
             code = x.float().mean(dim=(2, 3))  # [B, C]
-            return code.new_zeros(len(code), self.n_bins) if self.code is None else self.code(code)
+            return code.new_zeros(code.shape[0], self.n_bins) if self.code is None else self.code(code)
 
     def widths(self, logits: Tensor) -> Tensor:
         """Return the bins' widths [B, N] in metres."""
@@ -147,7 +147,7 @@ class AdaBinsBinPredictor(nn.Module):
     def edges(self, logits: Tensor) -> Tensor:
         """Return the bins' edges [B, N + 1] in metres, ascending from ``min_depth`` to ``max_depth``."""
         inner = self.min_depth + self.widths(logits)[:, :-1].cumsum(dim=1)  # [B, N - 1]
-        first, last = (bound.expand(len(logits), 1) for bound in (self.min_depth, self.max_depth))
+        first, last = (bound.expand(logits.shape[0], 1) for bound in (self.min_depth, self.max_depth))
         return torch.cat([first, inner, last], dim=1)
 
 

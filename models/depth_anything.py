@@ -229,7 +229,7 @@ class DepthAnything(DepthModel):
         vit = self.pretrained
         patches = vit.patch_embed(x)  # [B, h, w, C]
         rows, columns = patches.shape[1:3]
-        tokens = torch.cat([vit.cls_token.expand(len(x), -1, -1), patches.flatten(1, 2)], dim=1)  # [B, 1 + hw, C]
+        tokens = torch.cat([vit.cls_token.expand(x.shape[0], -1, -1), patches.flatten(1, 2)], dim=1)  # [B, 1 + hw, C]
         tokens = tokens + self.positions(rows, columns).to(tokens.dtype)
         taps = []
         for index, block in enumerate(vit.blocks):
