@@ -162,7 +162,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed_weights(args.seed)
     student, own = create_student(args, notes)
     args.license = ", ".join(dict.fromkeys([*licenses, *own])) or OWN_LICENSE
-    exports = Exports(args)
     task = DisparityDistillationTask(
         student,
         teachers,
@@ -188,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         on_step=picture,
     )
     if fabric.is_global_zero:
-        exports.write(Experiment(args.output_dir, args.experiment_name))
+        export_student(args, Experiment(args.output_dir, args.experiment_name))
 
 
 # -------------------------------------------------------------------------------------------------------------- options
@@ -501,40 +500,33 @@ class StepPicture:
 # -------------------------------------------------------------------------------------------------------------- exports
 
 
-class Exports:
-    """``student_best.safetensors`` and ``student_final.safetensors`` under ``--output_dir``.
+def export_student(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Write the best epoch's student and the last one's, with what they are and under which licence.
 
-    Raises:
-        OptionError: they are there already, of another experiment.
+    ``student_best.safetensors`` and ``student_final.safetensors`` lie in ``--output_dir``; where those of another
+    experiment are there already, beside this one's checkpoints.
     """
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.files = {
-            "best_model.pth": args.output_dir / "student_best.safetensors",
-            "last.pth": args.output_dir / "student_final.safetensors",
-        }
-        self.experiment = args.experiment_name
-        self.license = args.license
-        self.teachers = ", ".join(args.teacher_models)
-        for path in self.files.values():
-            if path.is_file() and not args.overwrite:
-                owner = read_metadata(path).get("experiment")
-                if owner != self.experiment:
-                    raise OptionError(
-                        f"{path} is of another experiment ({owner or 'unknown'}): give another --output_dir, or "
-                        "--overwrite"
-                    )
-
-    def write(self, experiment: Experiment) -> None:
-        """Write the best epoch's student and the last one's, with what they are and under which licence."""
-        for name, path in self.files.items():
-            source = experiment.checkpoints / name
-            if source.is_file():
-                checkpoint = load_checkpoint(source)
-                model = restore_model(checkpoint, source)
-                about = {"experiment": self.experiment, "teachers": self.teachers, "epoch": str(checkpoint["epoch"])}
-                save_model(model, path, license=self.license, **about)
-                print(f"weights: {path} (licence: {self.license})")
+    sources = {"student_best.safetensors": "best_model.pth", "student_final.safetensors": "last.pth"}
+    folder = args.output_dir
+    for name in sources:
+        if (folder / name).is_file():
+            owner = read_metadata(folder / name).get("experiment", "unknown")
+            if owner != args.experiment_name:
+                print(f"{folder / name} is of another experiment ({owner}) and stays")
+                folder = experiment.checkpoints
+                break
+    for name, kept in sources.items():
+        source = experiment.checkpoints / kept
+        if source.is_file():
+            checkpoint = load_checkpoint(source)
+            model = restore_model(checkpoint, source)
+            about = {
+                "experiment": args.experiment_name,
+                "teachers": ", ".join(args.teacher_models),
+                "epoch": str(checkpoint["epoch"]),
+            }
+            save_model(model, folder / name, license=args.license, **about)
+            print(f"weights: {folder / name} (licence: {args.license})")
 
 
 if __name__ == "__main__":

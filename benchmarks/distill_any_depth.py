@@ -76,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not trained, score, print a Markdown table."""
     args = create_parser().parse_args(argv)
     data = ("--dataset", "simulated", "--dataset_dir", f"{args.dataset_dir.resolve()}")
-    # Each seed has an output folder of its own: the students' weights lie directly in it.
     laboratory = Laboratory(args.output_dir.resolve(), data, SIZE, args.jobs)
     if args.dry_run:
         for run in with_teachers(list(ROWS.values())):

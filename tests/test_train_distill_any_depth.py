@@ -315,13 +315,14 @@ def test_a_stopped_run_ends_as_the_unbroken_one(rooms, mini, unbroken, tmp_path)
         assert same(ours, theirs) and about == said
 
 
-def test_students_of_another_experiment_are_not_replaced(rooms, mini, unbroken, run_cli):
+def test_students_of_another_experiment_are_not_replaced(rooms, mini, unbroken, capsys):
     before = (unbroken / "student_best.safetensors").read_bytes()
-    flags = (*taught_by(mini), "--nb_epochs", 1, "--experiment_name", "other")
-    code, _, errors = run_cli(main, *arguments(rooms, unbroken, *flags))
-    assert code == 2 and "is of another experiment (e)" in errors and len(errors.splitlines()) == 1
+    flags = (*taught_by(mini), "--nb_epochs", 1, "--experiment_name", "other", "--overwrite")
+    main(arguments(rooms, unbroken, *flags))
+    assert "is of another experiment (e) and stays" in capsys.readouterr().out
     assert (unbroken / "student_best.safetensors").read_bytes() == before
-    assert not (unbroken / "checkpoints/other").exists()
+    for name in ("student_best.safetensors", "student_final.safetensors"):
+        assert read_metadata(unbroken / "checkpoints/other" / name)["experiment"] == "other"
 
 
 def test_several_teachers_take_turns(rooms, mini, tmp_path):
