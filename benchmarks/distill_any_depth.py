@@ -25,11 +25,11 @@ from errors import TrainingError, run_script
 from experiments.runs import Laboratory, Run, with_teachers
 from training import options
 
-SIZE = ("--image_size", "112", "--batch_size", "16", "--augment", "--num_workers", "0", "--visualize_every", "1000000")
+SIZE = ("--image_size", "84", "--batch_size", "16", "--augment", "--num_workers", "0", "--visualize_every", "1000000")
 SCRIPT = ("train_distill_any_depth.py", "--learning_rate", "0.001", "--warmup_epochs", "1")
 MEASURED = ("--teacher_models", "ground_truth")
 STEPS = ("--steps_per_epoch", "93")  # all 1500 pictures once
-EPOCHS, TEACHER_EPOCHS = 10, 20
+EPOCHS, TEACHER_EPOCHS = 10, 15
 
 TEACHER = Run("rooms mini", (*SCRIPT, *MEASURED, *STEPS, "--student_arch", "mini"), TEACHER_EPOCHS)
 ROWS = {
