@@ -8,6 +8,9 @@ import os
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
+
+from errors import OptionError
 
 FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -36,11 +39,24 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
         precision=FABRIC_PRECISION[resolve_precision(args.precision, device)],  # type: ignore[arg-type]
     )
     fabric.launch()
+    if getattr(args, "sync_bn", False) and (device == "cpu" or processes == 1):
+        raise OptionError("--sync_bn: batch norm is shared between several GPUs, and this run is of one device")
     if getattr(args, "deterministic", False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not getattr(args, "deterministic", False)
     return fabric
+
+
+def synchronize_batch_norm(task: nn.Module) -> nn.Module:
+    """Let the networks that train share the statistics of a batch over all processes (CUDA alone); return ``task``.
+
+    Without it, each process normalises by its own share of the batch, as in ``DistributedDataParallel`` itself.
+    """
+    for name, module in task.named_children():
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            setattr(task, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+    return task
 
 
 def resolve_precision(precision: str, device: str | None = None) -> str:

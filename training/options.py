@@ -271,6 +271,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--deterministic", action="store_true", help="refuse operations that do not repeat bit for bit")
     group.add_argument("--compile", action="store_true", help="torch.compile the training step")
+    group.add_argument("--sync_bn", action="store_true", help="batch norm's statistics over all GPUs, not on each")
 
 
 def parse_training_options(parser: argparse.ArgumentParser, stage: str, argv: Sequence[str] | None) -> Any:

@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader
 from errors import CheckpointError, OptionError
 from training import loop
 from training.checkpoint import FORMAT, load_weights, save_checkpoint
-from training.engine import resolve_precision
+from training.engine import resolve_precision, synchronize_batch_norm
 from training.experiment import Experiment, Start
 from training.loop import Plan, Progress
+from training.memory import peak_memory
 from training.metrics import BATVISION, Scoring
 from training.options import plain_arguments
 from training.run_log import Row, RunLog
@@ -122,6 +123,8 @@ def run_training(
         load_weights(student, start.checkpoint, start.path)
 
     task.to(memory_format=torch.channels_last)
+    if args.sync_bn:
+        synchronize_batch_norm(task)
     optimizer = create_optimizer(task, args)
     steps = loop.steps_per_epoch(train_loader, args.limit_train_batches)
     if args.compile:
@@ -189,6 +192,7 @@ def run_training(
             progress=progress, plan=plan, log=log,
         )  # fmt: skip
         conclude(args, experiment, progress, validation.criterion, log)
+        log.say(f"peak memory: {peak_memory(fabric.device.type) / 2**30:.2f} GiB on {fabric.device.type}")
     except KeyboardInterrupt:
         log.say(
             f"interrupted in epoch {progress.epoch + 1}; the same command with --resume goes on after {progress.epoch}"

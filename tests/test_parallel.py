@@ -1,0 +1,129 @@
+"""Several processes learn what one does: the gradients of two with n images each are those of one with all 2n."""
+
+import os
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from models import create_model
+from models.adabins_distillation_model import create_adabins_distillation_model
+from training.engine import synchronize_batch_norm
+from training.micro_batches import MicroBatches
+from training.tasks import (
+    AdaBinsDistillationTask,
+    BaseResidualTask,
+    DisparityDistillationTask,
+    DistillationTask,
+    SupervisedDepthTask,
+)
+from utils_distillation_loss import (
+    DisparityDistillationLoss,
+    DistillationLoss,
+    FeatureDistillation,
+    ResponseDistillation,
+)
+
+TERMS = {"l1": 1.0, "smooth": 0.1, "edge": 0.2}
+
+
+def supervised():
+    return SupervisedDepthTask(create_model("rgb_depth", base_channels=4), TERMS)
+
+
+def heard():
+    return SupervisedDepthTask(create_model("binaural_attention", base_channels=4, attention_levels=(5,)), TERMS)
+
+
+def residual():
+    return BaseResidualTask(create_model("base_residual", base_channels=4), {**TERMS, "base": 1.0, "sparse": 0.1})
+
+
+def distilled():
+    student = create_model("binaural_attention", base_channels=4, attention_levels=(5,))
+    teacher = create_model("rgb_depth", base_channels=4)
+    features = FeatureDistillation(*({"d1": net.feature_shapes(32)["d1"][0]} for net in (student, teacher)), ("d1",))
+    return DistillationTask(student, teacher, ResponseDistillation(), features, lambda_feat=0.1)
+
+
+def binned():
+    pair = create_adabins_distillation_model(4, 8, attention_levels=(5,))
+    return AdaBinsDistillationTask(pair.audio, pair.rgb, DistillationLoss())
+
+
+def disparity():
+    student, teacher = (create_model("depth_anything", preset="tiny") for _ in range(2))
+    width = student.feature_shapes()["t4"][0]
+    loss = DisparityDistillationLoss(lambda_hdn=1.0, lambda_feat=1.0, widths=(width, width))
+    return DisparityDistillationTask(student, [teacher], [loss], [1.0], encoder=student.pretrained)
+
+
+def a_batch(task):
+    """Six images, of which the first process gets three, all of them labelled, and the second one label."""
+    generator = torch.Generator().manual_seed(1)
+    side = 28 if isinstance(task, DisparityDistillationTask) else 32
+    rand = lambda *shape: torch.rand(6, *shape, side, side, generator=generator)  # noqa: E731
+    boxes = torch.tensor([[0.0, 0, 14, 14], [10, 10, 24, 24]]).expand(6, -1, -1)
+    batch = {"rgb": rand(3), "audio": rand(2), "depth": 1 + 5 * rand(1), "local": rand(2, 3), "boxes": boxes}
+    batch["depth"][3] = batch["depth"][5] = 0
+    batch["depth"][1, :, :7] = 0
+    return batch | {"id": list("abcdef")}
+
+
+def gradients(build, fabric, share=slice(None)):
+    torch.manual_seed(0)
+    task = build()
+    task.eval()  # batch norm with its running statistics: those of a batch are of one process
+    wrapped = fabric.setup(task)
+    batch = {key: value[share] for key, value in a_batch(task).items()}
+    MicroBatches(fabric).backward(wrapped, batch, 0.5)
+    return {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
+
+
+def save_gradients_of_a_process(rank, port, build, folder):
+    torchrun = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({key: str(value) for key, value in torchrun.items()})
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true")
+    fabric.launch()
+    torch.save(gradients(build, fabric, slice(3 * rank, 3 * rank + 3)), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("build", [supervised, heard, residual, distilled, binned, disparity])
+def test_two_processes_have_the_gradients_of_one(build, tmp_path):
+    expected = gradients(build, Fabric(accelerator="cpu", devices=1))
+    assert len(expected) > 10
+    port = 29600 + os.getpid() % 2000
+    torch.multiprocessing.spawn(save_gradients_of_a_process, (port, build, tmp_path), 2)
+    largest = max(value.abs().max() for value in expected.values())
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5 * largest), name
+
+
+def test_batch_norm_over_all_processes_keeps_the_weights_and_their_names():
+    task = supervised()
+    names, state = [name for name, _ in task.named_parameters()], task.state_dict()
+    kinds = {type(module) for module in synchronize_batch_norm(task).modules()}
+    assert torch.nn.SyncBatchNorm in kinds and torch.nn.BatchNorm2d not in kinds
+    assert [name for name, _ in task.named_parameters()] == names
+    assert all(torch.equal(value, state[key]) for key, value in task.state_dict().items())
+
+
+def test_a_frozen_teacher_is_left_as_it_is():
+    task = synchronize_batch_norm(distilled())
+    kinds = {type(module) for module in task.teacher.modules()}
+    assert torch.nn.BatchNorm2d in kinds and torch.nn.SyncBatchNorm not in kinds
+
+
+def test_batch_norm_over_all_processes_needs_several_gpus(run_cli, rooms, tmp_path):
+    import train_rgb_depth
+
+    flags = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, "--sync_bn")
+    code, _, errors = run_cli(train_rgb_depth.main, *flags)
+    assert code == 2 and "--sync_bn" in errors and len(errors.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
