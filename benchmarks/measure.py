@@ -1,0 +1,158 @@
+"""What the benchmarks share: turns side by side, the machine's name and its peak, memory, tables and JSON.
+
+Machines are shared and noisy, so what is compared takes turns in one process, round after round, and a ratio is the
+median of the rounds' ratios. Seconds say little without the hardware, which every result names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from training import options
+from training.memory import peak_memory
+
+CONV = {"batch": 4, "channels": 128, "side": 128}  # the 3x3 convolution that stands for a machine's peak
+MATMUL = 2048
+UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2", "sve_bf16", "neon")
+
+
+def create_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser with the flags of every benchmark."""
+    parser = options.create_parser(description.splitlines()[0])
+    parser.add_argument(
+        "--rounds", type=options.positive_int, default=rounds, metavar="N", help="turns of each, of which the median"
+    )
+    parser.add_argument("--threads", type=options.positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    return parser
+
+
+def take_turns(
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Call each variant once per round, one after the other, and return the seconds of each by its name.
+
+    A round before the first is not counted: it compiles, and takes memory.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            wait_for(device)
+            begun = time.perf_counter()
+            run()
+            wait_for(device)
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def wait_for(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Return how many times as long the first took: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def hardware() -> dict[str, Any]:
+    """Return what a figure in seconds depends on."""
+    able = torch.cpu.get_capabilities()
+    found = {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "units": ", ".join(name for name in UNITS if able.get(name)) or "none of " + ", ".join(UNITS),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def cpu_name() -> str:
+    """Return the processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def convolution(dtype: torch.dtype, device: str) -> tuple[Callable[[], object], float]:
+    """Return a 3x3 convolution, channels last, and its GFLOP."""
+    batch, channels, side = CONV["batch"], CONV["channels"], CONV["side"]
+    x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    return without_gradient(lambda: F.conv2d(x, weight, padding=1)), 2 * batch * side**2 * channels**2 * 9 / 1e9
+
+
+def product(dtype: torch.dtype, device: str) -> tuple[Callable[[], object], float]:
+    """Return a product of two square matrices, and its GFLOP."""
+    a, b = (torch.randn(MATMUL, MATMUL, device=device, dtype=dtype) for _ in range(2))
+    return without_gradient(lambda: a @ b), 2 * MATMUL**3 / 1e9
+
+
+def without_gradient(run: Callable[[], object]) -> Callable[[], object]:
+    """Return ``run``, recording nothing for a backward pass."""
+
+    def quiet() -> object:
+        with torch.no_grad():
+            return run()
+
+    return quiet
+
+
+def memory_of(build: Callable[..., Callable[[], object]], *args: object) -> int:
+    """Return the bytes that ``build(*args)()`` adds at its peak to those of a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_memory, args=(sender, torch.get_num_threads(), build, args))
+    process.start()
+    sender.close()
+    taken = receiver.recv()
+    process.join()
+    return taken
+
+
+def _send_memory(
+    sender: Connection, threads: int, build: Callable[..., Callable[[], object]], args: tuple[object, ...]
+) -> None:
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    before = peak_memory(device)
+    build(*args)()
+    sender.send(peak_memory(device) - before)
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a Markdown table; floats with three digits that count."""
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for row in rows:
+        cells = (f"{value:.3g}" if isinstance(value, float) else f"{value}" for value in row.values())
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(args: argparse.Namespace, rows: Sequence[Mapping[str, object]], **figures: object) -> None:
+    """Print the table under the hardware's name, and write ``--json``: figures, rows, hardware."""
+    machine = hardware()
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), end="\n\n")
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps({**figures, "rows": list(rows), "hardware": machine}, indent=2) + "\n")
