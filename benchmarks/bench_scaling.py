@@ -1,0 +1,91 @@
+"""Does a training on eight times the data take eight times as long, in the same memory?
+
+    python benchmarks/bench_scaling.py
+
+Trains a small RGB network for one epoch on N simulated rooms and on 8 N, each as a process of its own, and compares the
+seconds of the epoch and the peak memory that the script itself reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import measure
+from errors import TrainingError, run_script
+from training import options
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TIMES = 8
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    parser = measure.create_parser(__doc__ or "", rounds=3)
+    parser.add_argument("--rooms", type=options.positive_int, default=200, metavar="N", help="of the small data set")
+    parser.add_argument("--image_size", type=options.positive_int, default=64, metavar="PIXELS", help="side")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    args = create_parser().parse_args(argv)
+    sizes = {"N": args.rooms, f"{TIMES} N": TIMES * args.rooms}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sizes}
+    with tempfile.TemporaryDirectory() as folder:
+        for rooms in sizes.values():
+            shape = ("--train", rooms, "--val", 16, "--test", 0, "--image_size", args.image_size)
+            call("simulate_rooms.py", "--output", f"{folder}/{rooms}", *shape)
+        for _ in range(args.rounds):
+            for name, rooms in sizes.items():
+                found[name].append(train(Path(folder), rooms, args.image_size))
+    rows = [
+        {
+            "rooms": sizes[name],
+            "s": statistics.median(seconds for seconds, _ in values),
+            "peak [GiB]": statistics.median(peak for _, peak in values),
+        }
+        for name, values in found.items()
+    ]
+    small, large = found.values()
+    longer = measure.ratio([seconds for seconds, _ in large], [seconds for seconds, _ in small])
+    more = measure.ratio([peak for _, peak in large], [peak for _, peak in small])
+    measure.report(args, rows, longer=longer, more_memory=more)
+    print(f"\n{longer:.2f} times as long, {more:.2f} times the memory")
+
+
+def train(folder: Path, rooms: int, side: int) -> tuple[float, float]:
+    """Return the seconds of an epoch's steps, and the peak memory in GiB."""
+    flags = ("--base_channels", 8, "--batch_size", 16, "--image_size", side, "--num_workers", 0, "--nb_epochs", 1)
+    where = ("--dataset", "simulated", "--dataset_dir", folder / f"{rooms}", "--output_dir", folder, "--overwrite")
+    said = call("train_rgb_depth.py", *flags, *where, "--experiment_name", "scaling")
+    found = [re.search(pattern, said) for pattern in (r"epoch 1: .*?([\d.]+) s\b", r"peak memory: ([\d.]+) GiB")]
+    seconds, peak = (float(match.group(1)) if match else float("nan") for match in found)
+    return seconds, peak
+
+
+def call(script: str, *flags: object) -> str:
+    """Run a script of this toolkit and return what it printed.
+
+    Raises:
+        TrainingError: it failed.
+    """
+    command = [sys.executable, script, *(str(flag) for flag in flags)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TrainingError(f"{' '.join(command[1:])}: {done.stderr.strip()}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,75 @@
+"""How many rooms a second are simulated: picture, depth and echo, written to the disk.
+
+    python benchmarks/bench_simulation.py
+
+Runs ``simulate_rooms.py`` as a user does, from start to end, into a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import measure
+from errors import TrainingError, run_script
+from training import options
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    parser = measure.create_parser(__doc__ or "", rounds=3)
+    parser.add_argument("--rooms", type=options.positive_int, default=400, metavar="N", help="of each run")
+    parser.add_argument(
+        "--image_size", type=options.positive_int, nargs="+", default=[64, 128], metavar="S", help="sides in pixels"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    args = create_parser().parse_args(argv)
+    rows = []
+    for side in args.image_size:
+        seconds = [simulate(args.rooms, side) for _ in range(args.rounds)]
+        median = statistics.median(seconds)
+        rows.append(
+            {
+                "side": side,
+                "rooms": args.rooms,
+                "processes": os.cpu_count(),
+                "s": median,
+                "rooms/s": args.rooms / median,
+            }
+        )
+    measure.report(args, rows, rooms_per_second=rows[0]["rooms/s"])
+
+
+def simulate(rooms: int, side: int) -> float:
+    """Return the seconds that a data set of ``rooms`` takes, the start of Python included.
+
+    Raises:
+        TrainingError: the script failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "simulate_rooms.py", "--output", f"{folder}/rooms", "--image_size", f"{side}"]
+        command += ["--train", f"{rooms}", "--val", "0", "--test", "0"]
+        begun = time.perf_counter()
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise TrainingError(f"{' '.join(command[1:])}: {done.stderr.strip()}")
+        return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    run_script(main)
