@@ -9,6 +9,7 @@ import argparse
 import itertools
 import math
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -186,13 +187,15 @@ def run_training(
         on_step=on_step,
         on_epoch_end=on_epoch_end,
     )
+    begun = time.monotonic()
     try:
         loop.fit(
             fabric, wrapped, wrapped_optimizer, scheduler, train_loader, validate,
             progress=progress, plan=plan, log=log,
         )  # fmt: skip
         conclude(args, experiment, progress, validation.criterion, log)
-        log.say(f"peak memory: {peak_memory(fabric.device.type) / 2**30:.2f} GiB on {fabric.device.type}")
+        peak = peak_memory(fabric.device.type) / 2**30
+        log.say(f"took {time.monotonic() - begun:.1f} s, at most {peak:.2f} GiB of memory ({fabric.device.type})")
     except KeyboardInterrupt:
         log.say(
             f"interrupted in epoch {progress.epoch + 1}; the same command with --resume goes on after {progress.epoch}"
