@@ -14,19 +14,16 @@ beside the mean depth map. Simulate the rooms first: ``python simulate_rooms.py 
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from errors import OptionError, TrainingError, run_script
-from experiments.runs import Laboratory, Run, with_teachers
-from training import options
+from benchmarks import on_rooms
+from errors import run_script
+from experiments.runs import Run
 
 SIZE = ("--image_size", "64", "--batch_size", "16", "--augment", "--num_workers", "0")
 STUDENT = ("train_binaural_attention.py", "--base_channels", "16", "--attention_levels", "4", "5")
@@ -178,72 +175,18 @@ SUITES = {
 }
 
 
-def create_parser() -> argparse.ArgumentParser:
-    """Return the parser with every flag and its default."""
-    parser = options.create_parser((__doc__ or "").splitlines()[0])
-    parser.add_argument("--suite", choices=tuple(SUITES), required=True, help="which trainings")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone (default: all of the suite)")
-    parser.add_argument(
-        "--seeds", type=options.non_negative_int, nargs="+", default=[0, 1, 2], metavar="N", help="of each row"
-    )
-    parser.add_argument(
-        "--split", choices=("val", "test"), default="val", help="where they are scored; choose nothing by test"
-    )
-    parser.add_argument(
-        "--dataset_dir", type=Path, default=Path("data/SimulatedRooms"), metavar="DIR", help="the simulated rooms"
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"), metavar="DIR", help="holds the trainings")
-    parser.add_argument(
-        "--jobs", type=options.positive_int, default=1, metavar="N", help="trainings at a time, of 1/N of the cores"
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print the commands and run none")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not trained, score, print a Markdown table."""
-    args = create_parser().parse_args(argv)
-    suite = SUITES[args.suite]()
-    for name in set(args.only or ()) - set(suite):
-        raise OptionError(f"--only {name!r}: the rows of {args.suite} are {', '.join(suite)}")
-    wanted = with_teachers([run for name, run in suite.items() if not args.only or name in args.only])
-    rows = {name: run for name, run in suite.items() if run in wanted}
-    data = ("--dataset", "simulated", "--dataset_dir", f"{args.dataset_dir.resolve()}")
-    laboratory = Laboratory(args.output_dir.resolve(), data, SIZE, args.jobs)
-    if args.dry_run:
-        for run in wanted:
-            for seed in args.seeds:
-                print("python", shlex.join(laboratory.command(run, seed)))
+    parser = on_rooms.create_parser(__doc__ or "")
+    parser.add_argument("--suite", choices=tuple(SUITES), required=True, help="which trainings")
+    args = parser.parse_args(argv)
+    scored = on_rooms.train_and_score(args, args.suite, SUITES[args.suite](), SIZE)
+    if scored is None:
         return
-    failed = laboratory.train_all(list(rows.values()), args.seeds)
-    if failed:
-        raise TrainingError("; ".join(f"{name}, seed {seed}: {why}" for (name, seed), why in failed.items()))
-    figures = score(args, laboratory, rows)
+    rows, mean_map = scored
+    figures = {"mean depth map": [mean_map["rmse"]], **{row: [seed["rmse"] for seed in rows[row]] for row in rows}}
     print(table(figures))
-    if args.json:
-        settings = {"suite": args.suite, "split": args.split, "jobs": args.jobs, "torch": torch.__version__}
-        args.json.write_text(json.dumps({"settings": settings, "rmse": figures}, indent=2) + "\n")
-
-
-def score(args: argparse.Namespace, laboratory: Laboratory, rows: Rows) -> dict[str, list[float]]:
-    """Return the RMSE in metres of every seed of every row, and of the mean depth map.
-
-    Raises:
-        TrainingError: the split could not be scored.
-    """
-    files = [f"{laboratory.best(run, seed)}" for run in rows.values() for seed in args.seeds]
-    report = laboratory.output_dir / "results" / f"{args.suite}_{args.split}.json"
-    command = ["evaluate.py", "--split", args.split, "--num_workers", "0", "--json", f"{report}"]
-    command += [*laboratory.data, "--output_dir", f"{laboratory.output_dir}", "--checkpoint", *files]
-    ended = laboratory.call(command, capture_output=True, text=True)
-    if ended.returncode:
-        raise TrainingError(f"python {shlex.join(command)}: {ended.stderr.strip()}")
-    scored: dict[str, Any] = json.loads(report.read_text())
-    each = [row["rmse"] for row in scored["checkpoints"].values()] if len(files) > 1 else [scored["rmse"]]
-    seeds = len(args.seeds)
-    figures = {name: each[i * seeds : (i + 1) * seeds] for i, name in enumerate(rows)}
-    return {"mean depth map": [scored["baselines"]["mean_map"]["rmse"]], **figures}
+    on_rooms.write_json(args, {"rmse": figures}, suite=args.suite)
 
 
 def table(figures: dict[str, list[float]]) -> str:

@@ -1,6 +1,7 @@
 """The scripts behind the documents' numbers: their arithmetic, and that the commands they run are commands."""
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import activation_memory, audio_student, distill_any_depth, left_and_right, snippet_faults
+from benchmarks import (
+    activation_memory,
+    audio_student,
+    bench_distill_any_depth,
+    bench_inference,
+    bench_training,
+    distill_any_depth,
+    left_and_right,
+    measure,
+    snippet_faults,
+)
 from models import create_model
 from training.checkpoint import FORMAT, save_checkpoint
 
@@ -147,3 +158,58 @@ def test_the_snippets_have_their_faults():
     assert snippet_faults.load_what_fits(network, {"weight": torch.ones(2, 2)}) == ["bias"]
     assert snippet_faults.load_what_fits(network, network.state_dict()) == []
     assert snippet_faults.AnotherInstead([False, True])[1] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- speed
+
+
+def test_turns_are_taken_and_the_first_round_does_not_count():
+    calls = []
+    seconds = measure.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert "".join(calls) == "ab" * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_ratio_is_the_median_of_the_rounds():
+    assert measure.ratio([2, 30, 8], [1, 10, 2]) == 3
+
+
+def test_a_convolution_and_a_product_have_their_work():
+    assert measure.convolution(torch.float32, "cpu")[1] == pytest.approx(2 * 4 * 128**2 * 128**2 * 9 / 1e9)
+    assert measure.product(torch.float32, "cpu")[1] == pytest.approx(2 * 2048**3 / 1e9)
+
+
+def allocate(megabytes):
+    return lambda: bytearray(megabytes * 2**20).count(1)
+
+
+def test_memory_is_of_a_process_of_its_own():
+    assert 290 * 2**20 < measure.memory_of(allocate, 300) < 400 * 2**20
+
+
+def test_a_tables_rows():
+    assert measure.table([{"a": 1, "b": 0.12345}]).splitlines() == ["| a | b |", "|---|---|", "| 1 | 0.123 |"]
+
+
+def test_training_is_measured(tmp_path, run_cli):
+    flags = ("--model", "rgb_depth", "--base_channels", 4, "--image_size", 32, "--batch_size", 2, "--rounds", 1)
+    code, out, _ = run_cli(bench_training.main, *flags, "--json", tmp_path / "x.json")
+    assert code == 0 and "| rgb_depth |" in out
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert min(found[key] for key in ("ratio", "gflops", "conv_peak_gflops")) > 0
+    settings = {"model": "rgb_depth", "base_channels": 4, "image_size": 32, "batch_size": 2}
+    assert bench_training.work_of({**settings, "batch_size": 4}) == pytest.approx(2 * bench_training.work_of(settings))
+
+
+@pytest.mark.parametrize("recipe", ["paper", "documents"])
+def test_the_naive_step_has_the_losses_of_ours(recipe):
+    settings = {"teacher": "tiny", "student": "tiny", "image_size": 56, "batch_size": 2, "local_crops": 2}
+    assert bench_distill_any_depth.losses_apart({**settings, "recipe": recipe, "precision": "32"}) < 1e-3
+
+
+def test_inference_is_measured(run_cli):
+    flags = ("--model", "rgb_depth", "--base_channels", 2, "--image_size", 32, "--rounds", 1)
+    code, out, _ = run_cli(bench_inference.main, *flags)
+    assert code == 0 and out.count("| unet_256, plain |") == 2 and out.count("rgb_depth 2, ") == 4
+    code, _, errors = run_cli(bench_inference.main, *flags, "--attention_levels", 5)
+    assert code == 2 and "--attention_levels" in errors
