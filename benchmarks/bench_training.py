@@ -47,7 +47,9 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image_size", type=options.positive_int, default=128, metavar="PIXELS", help="side")
     parser.add_argument("--batch_size", type=options.positive_int, default=4, metavar="N", help="images of a step")
     parser.add_argument("--steps", type=options.positive_int, default=2, metavar="N", help="steps of a turn")
-    parser.add_argument("--precision", choices=options.PRECISIONS, default="auto", help="ours")
+    parser.add_argument(
+        "--precision", choices=options.PRECISIONS, nargs="+", default=["auto"], metavar="P", help="ours, a row for each"
+    )
     parser.add_argument("--compile", action="store_true", help="ours, with torch.compile")
     return parser
 
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peaks = measure_peaks(device, args.rounds)
-    rows = [measure_model(args, name, device, peaks) for name in args.model]
+    rows = [row for name in args.model for row in measure_model(args, name, device, peaks)]
     first = {key: rows[0][key] for key in ("ratio", "gflops")}
     measure.report(args, rows, **first, **peaks, settings={
         key: str(value) for key, value in vars(args).items() if key != "json"
@@ -77,27 +79,36 @@ def measure_peaks(device: str, rounds: int) -> dict[str, float]:
     return found
 
 
-def measure_model(args: argparse.Namespace, name: str, device: str, peaks: dict[str, float]) -> dict[str, object]:
-    """Return the row of a network."""
-    settings = vars(args) | {"model": name}
-    plain, ours = plain_step(settings), our_step(settings)
-    seconds = measure.take_turns({"plain": plain, "ours": ours}, args.rounds, device)
-    step = statistics.median(seconds["ours"]) / args.steps
-    reached = work_of(settings) / step
-    precision = resolve_precision(args.precision, device)
-    peak = peaks["conv_peak_gflops" if precision != "32" else "conv_peak_gflops_fp32"]
-    return {
-        "model": name,
-        "plain [s]": statistics.median(seconds["plain"]) / args.steps,
-        "ours [s]": step,
-        "ratio": measure.ratio(seconds["plain"], seconds["ours"]),
-        "samples/s": args.batch_size / step,
-        "gflops": reached,
-        "of the bf16 peak": reached / peaks["conv_peak_gflops"],
-        f"of the {precision} peak": reached / peak,
-        "plain [GiB]": measure.memory_of(plain_step, settings) / 2**30,
-        "ours [GiB]": measure.memory_of(our_step, settings) / 2**30,
-    }
+def measure_model(args: argparse.Namespace, name: str, device: str, peaks: dict[str, float]) -> list[dict[str, object]]:
+    """Return the rows of a network: one for each precision, which take turns with the plain steps."""
+    settings = [vars(args) | {"model": name, "precision": precision} for precision in args.precision]
+    plain = plain_step(settings[0])
+    ours = {f"{number}": our_step(one) for number, one in enumerate(settings)}
+    seconds = measure.take_turns({"plain": plain, **ours}, args.rounds, device)
+    work = work_of(settings[0])
+    plain_memory = measure.memory_of(plain_step, settings[0])
+    rows = []
+    for number, one in enumerate(settings):
+        times = seconds[f"{number}"]
+        step = statistics.median(times) / args.steps
+        precision = resolve_precision(one["precision"], device)
+        peak = peaks["conv_peak_gflops" if precision != "32" else "conv_peak_gflops_fp32"]
+        rows.append(
+            {
+                "model": name,
+                "plain [s]": statistics.median(seconds["plain"]) / args.steps,
+                "ours [s]": step,
+                "in": precision,
+                "ratio": measure.ratio(seconds["plain"], times),
+                "samples/s": args.batch_size / step,
+                "gflops": work / step,
+                "of the bf16 peak": work / step / peaks["conv_peak_gflops"],
+                "of its own peak": work / step / peak,
+                "plain [GiB]": plain_memory / 2**30,
+                "ours [GiB]": measure.memory_of(our_step, one) / 2**30,
+            }
+        )
+    return rows
 
 
 def build_model(settings: dict[str, Any]) -> Any:

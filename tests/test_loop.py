@@ -180,8 +180,8 @@ def test_precision():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides there")
-def test_a_cpu_computes_in_bf16_only_where_that_is_faster(monkeypatch):
-    for has, expected in (({"avx512_bf16": True}, "32"), ({"avx512_bf16": True, "amx_bf16": True}, "bf16")):
+def test_a_cpu_computes_in_bf16_where_it_multiplies_it(monkeypatch):
+    for has, expected in (({"avx512_f": True}, "32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
         assert resolve_precision("auto") == expected
 
