@@ -10,7 +10,7 @@ OTHER_ROOMS := data/DemoTeacherRooms
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check lint clean-demo
+.PHONY: help install demo test slow faults check lint clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -53,6 +53,9 @@ test: install  ## the whole test suite
 
 slow: install  ## the tests that take minutes: compiled steps
 	$(RUN) -m pytest -m slow
+
+faults: install  ## kill every script hundreds of times: nothing may be lost; the table of docs/RELIABILITY.md
+	$(RUN) tests/faults/kill.py
 
 check: lint test  ## linters, types and tests: what a change must pass
 

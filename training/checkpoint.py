@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import torch as safetensors
@@ -52,11 +52,32 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: the disk is full or not writable; what stood at ``path`` before still stands there.
     """
+    refused: list[OSError] = []
     try:
         with write_whole(path, durable=True) as file:
-            torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        raise CheckpointError(f"{path}: could not be written ({error}); earlier checkpoints are untouched") from error
+            torch.save(state, _Watched(file, refused))  # type: ignore[arg-type]
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError of its own
+        why = refused[0] if refused else error
+        raise CheckpointError(f"{path}: could not be written ({why}); earlier checkpoints are untouched") from error
+
+
+class _Watched:
+    """A file that remembers what the system refused."""
+
+    def __init__(self, file: BinaryIO, refused: list[OSError]) -> None:
+        self._file, self._refused = file, refused
+
+    def write(self, data: bytes) -> int:
+        """Write, as the file does."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._refused.append(error)
+            raise
+
+    def flush(self) -> None:
+        """Flush, as the file does."""
+        self._file.flush()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
