@@ -74,14 +74,19 @@ def level_of(path: str) -> str:
     return named or f"x{int(next(part for part in rest if part.isdecimal())) + 1}"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print a Markdown table."""
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("binaural_attention", "rgb_depth"), default="binaural_attention")
     parser.add_argument("--base_channels", type=int, default=64)
     parser.add_argument("--image_size", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=64, help="for the last line")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print a Markdown table."""
+    args = create_parser().parse_args(argv)
     one, two = (
         saved_bytes(args.model, args.image_size, batch_size, base_channels=args.base_channels) for batch_size in (1, 2)
     )

@@ -14,6 +14,7 @@ beside the mean depth map. Simulate the rooms first: ``python simulate_rooms.py 
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -175,11 +176,16 @@ SUITES = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is not trained, score, print a Markdown table."""
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
     parser = on_rooms.create_parser(__doc__ or "")
     parser.add_argument("--suite", choices=tuple(SUITES), required=True, help="which trainings")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is not trained, score, print a Markdown table."""
+    args = create_parser().parse_args(argv)
     scored = on_rooms.train_and_score(args, args.suite, SUITES[args.suite](), SIZE)
     if scored is None:
         return

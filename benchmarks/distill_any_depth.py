@@ -11,6 +11,7 @@ data/SimulatedRooms``.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -48,9 +49,14 @@ ROWS = {
 }
 
 
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
+    return on_rooms.create_parser(__doc__ or "")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not trained, score, print a Markdown table."""
-    args = on_rooms.create_parser(__doc__ or "").parse_args(argv)
+    args = create_parser().parse_args(argv)
     scored = on_rooms.train_and_score(args, "distill_any_depth", ROWS, SIZE)
     if scored is None:
         return

@@ -19,12 +19,16 @@ ELSEWHERE = {
 }
 
 # Flags that stand for a file a reader has; the parser is given the line as it is.
-RUNNABLE = re.compile(r"^(?:\w+=\S+ )*(python3?|\.venv/bin/python|bash|make)\s")
+RUNNABLE = re.compile(r"^(?:\w+=\S+ )*(python3?|\.venv/bin/python|bash|make|torchrun|srun)\s")
 
 
 def commands(document):
-    """Yield the commands in a document's shell blocks, continued lines joined, comments cut."""
-    for block in re.findall(r"```(?:bash|sh|shell)\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+    """Yield the commands in a document's shell blocks, continued lines joined, comments cut, and those in its lines."""
+    text = document.read_text(encoding="utf-8")
+    for line in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if RUNNABLE.match(line) and " " in line:
+            yield shlex.split(line)
+    for block in re.findall(r"```(?:bash|sh|shell)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             line = line.strip()
             if RUNNABLE.match(line):
@@ -42,6 +46,9 @@ def check(words):
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert all(word in targets for word in words[1:] if "=" not in word)
         return
+    if words[0] in ("torchrun", "srun"):
+        begin = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        words = ["python", *words[begin:]]
     script = REPOSITORY / words[1]
     if words[1] == "-m":
         return
@@ -50,7 +57,9 @@ def check(words):
         assert all(re.fullmatch(r"[1-8]", word) for word in words[2:3])
         return
     module = importlib.import_module(".".join(Path(words[1]).with_suffix("").parts))
-    module.create_parser().parse_args(words[2:])
+    parser = module.create_parser()
+    if words[2:] != ["--help"]:
+        parser.parse_args(words[2:])
 
 
 @pytest.mark.parametrize("words", all_commands(DOCUMENTS))
