@@ -249,10 +249,10 @@ def test_a_single_broken_file(ears, tmp_path, run_cli, kind):
 
 
 def test_an_error_of_the_preprocessing_names_the_file(tmp_path):
-    job = predict.Job("broken", {"audio": broken(tmp_path, "short")})
+    files = {"audio": broken(tmp_path, "short")}
     preprocessing = {"audio_samples": None, "audio_format": "spectrogram", "image_size": SIZE, "resample": False}
     with pytest.raises(predict.DataError, match=r"broken\.wav: the sound has 44 samples"):
-        predict.read_batch(job, preprocessing, resample=False)
+        predict.read_bare(files, preprocessing, resample=False)
 
 
 def test_an_empty_folder(ears, tmp_path, run_cli):
