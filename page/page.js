@@ -19,17 +19,12 @@ async function start() {
   about = await ask('about')
   colors = { depth: bytesOf(about.colors.depth), echo: bytesOf(about.colors.echo) }
   listFacts($('student'), about.student)
-  $('teacher-heading').hidden = false
   if (about.teacher) listFacts($('teacher'), about.teacher)
   $('no-teacher').hidden = Boolean(about.teacher)
   const fact = new Map(about.student)
-  const parts = [fact.get('file').split('/').pop(), fact.get('trained on'), fact.get('range')]
+  const parts = [shortened(fact.get('file')), fact.get('trained on'), fact.get('range')]
   if (fact.has('validation RMSE')) parts.push(`validation RMSE ${fact.get('validation RMSE')}`)
   $('summary').textContent = parts.filter(Boolean).join(' · ')
-  const degrees = (angle) => `${Math.round(angle)}°`
-  $('camera').textContent =
-    `Seen by a camera of ${degrees(about.camera.across)} × ${degrees(about.camera.down)} (${about.camera.source}). ` +
-    'Drag the cloud to turn it; the line is the camera’s axis, in metres.'
   listExamples()
   listen()
   const first = about.examples.findIndex((example) => example.picture || !about.inputs.includes('rgb'))
@@ -38,7 +33,18 @@ async function start() {
 }
 
 function listFacts(list, facts) {
-  list.replaceChildren(...facts.flatMap(([name, value]) => [element('dt', name), element('dd', value)]))
+  list.replaceChildren(
+    ...facts.flatMap(([name, value]) => {
+      const shown = element('dd', name === 'file' ? shortened(value) : value)
+      shown.title = value
+      return [element('dt', name), shown]
+    }),
+  )
+}
+
+/** A path's folder and file, enough to tell one best_model.pth from another. */
+function shortened(path) {
+  return path.split('/').slice(-2).join('/')
 }
 
 function listExamples() {
@@ -159,18 +165,26 @@ async function draw(answer, name) {
   shown = answer
   $('name').textContent = name
   const metres = answer.maps.filter((map) => map.output === 'metres')
-  shown.high = Math.max(...metres.map((map) => map.high))
-  drawBar(shown.high)
+  shown.top = Math.max(...metres.map((map) => map.far)) || 1 // of the colours
+  drawBar(shown.top, metres.some((map) => map.high > shown.top))
+  $('grey').hidden = !metres.some((map) => map.values.some((value) => !(value > 0)))
   $('maps').replaceChildren(...answer.maps.map(mapFigure), ...(answer.picture ? [pictureFigure(answer.picture)] : []))
   forget()
   drawEars(answer.ears)
   shown.pixels = answer.picture ? await pixelsOf(answer.picture) : null
+  describeCamera(answer.camera)
   offerMaps(metres)
   unfold()
 }
 
+function describeCamera({ across, down, source }) {
+  $('camera').textContent =
+    `Seen by a camera of ${Math.round(across)}° × ${Math.round(down)}° (${source}). Drag the cloud to turn it; ` +
+    'the line is the camera’s axis, in metres. Walls seen from behind are left out.'
+}
+
 function colorOf(map, value) {
-  if (map.output === 'metres') return value > 0 ? pick(colors.depth, value / shown.high) : HOLE
+  if (map.output === 'metres') return value > 0 ? pick(colors.depth, value / shown.top) : HOLE
   return pick(colors.depth, 1 - (value - map.low) / (map.high - map.low || 1)) // near: the colours of near depths
 }
 
@@ -223,18 +237,18 @@ function pictureFigure(source) {
 function framed(content) {
   const frame = element('div', '', 'frame')
   const tangent = (angle) => Math.tan((angle / 360) * Math.PI)
-  frame.style.aspectRatio = `${tangent(about.camera.across)} / ${tangent(about.camera.down)}`
+  frame.style.aspectRatio = `${tangent(shown.camera.across)} / ${tangent(shown.camera.down)}`
   frame.append(content)
   return frame
 }
 
-function drawBar(high) {
+function drawBar(high, andMore) {
   paint($('scale'), 256, 1, (index) => pick(colors.depth, index / 256))
   const step = [0.5, 1, 2, 5, 10].find((size) => high / size <= 8) ?? 20
   const ticks = [...Array(Math.floor(high / step - 0.3) + 1).keys()].map((number) => number * step)
   $('ticks').replaceChildren(
     ...[...ticks, high].map((value, place) => {
-      const tick = element('span', place === ticks.length ? `${value.toFixed(1)} m` : String(value))
+      const tick = element('span', place === ticks.length ? `${value.toFixed(1)} m${andMore ? ' and more' : ''}` : String(value))
       tick.style.left = `${(100 * value) / high}%`
       return tick
     }),
@@ -308,7 +322,7 @@ function offerMaps(maps) {
 
 function chooseMap(key) {
   const map = shown.maps.find((one) => one.key === key)
-  cloud = { of: key, map, points: unproject(map, about.camera) }
+  cloud = { of: key, map, points: unproject(map, shown.camera) }
   for (const button of $('choice').children) button.setAttribute('aria-pressed', String(button.dataset.key === key))
   drawView()
 }

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from lightning_fabric import Fabric
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataloaders import DATASETS, Source, read_bare, read_image
 from dataloaders.transforms import SAMPLE_RATE, size_pair
@@ -32,6 +32,7 @@ MOST_SECONDS = 60.0  # of sound: a small file can unpack into more memory than t
 PICTURE_SIDE, THUMBNAIL_SIDE = 640, 160  # pixels at most, of what is sent back
 # Taken where nobody has said what a data set's camera sees: 90 degrees across at BatVision V2's 16 to 9.
 ASSUMED_VIEW = (90.0, math.degrees(2 * math.atan(9 / 16)))
+FAR_SHARE = 98  # percent of the measured pixels that the colours span: a lone far one would leave the rest one colour
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Viewer:
         if teacher is not None and teacher.model.inputs != ("rgb",):
             raise OptionError(f"--teacher: a {teacher.model.name} hears; give a network of pictures")
         self.student, self.teacher, self.fabric, self.examples = student, teacher, fabric, list(examples)
-        self.camera = camera_of(student.preprocessing, field_of_view)
+        self.field_of_view = field_of_view
         self._one_at_a_time = threading.Lock()  # pages of several windows share the networks
         for network in filter(None, (student, teacher)):
             fabric.to_device(network.model)
@@ -121,7 +122,6 @@ class Viewer:
             "student": self.student.facts,
             "teacher": self.teacher.facts if self.teacher else None,
             "inputs": self.student.model.inputs,
-            "camera": self.camera,
             "colors": {"depth": _colors(DEPTH_COLORS), "echo": _colors(ECHO_COLORS)},
             "examples": [
                 {"title": example.title, "thumbnail": _thumbnail(example), "picture": "rgb" in example.files}
@@ -139,7 +139,7 @@ class Viewer:
 
         Returns:
             ``maps``, of each network and of what was measured; ``ears``, the spectrograms as the network gets them;
-            ``picture``, a data URL or None.
+            ``picture``, a data URL or None; ``camera``, for the point cloud.
 
         Raises:
             DataError: of a file that is broken, or not what it should be: the line that predict.py prints.
@@ -150,21 +150,21 @@ class Viewer:
             raise DataError(f"a {self.student.model.name} hears and sees; give a picture beside the recording")
         seconds = _seconds(files["audio"])
         batch, depth = self._predict(self.student, files, resample=resample)
-        maps = [_map("student", "What the ear makes of it", depth, self.student.model.output)]
-        picture = None
-        if "rgb" in files:
-            picture = _picture(read_image(files["rgb"], upright=True), PICTURE_SIDE)
-            if self.teacher is not None:
-                _, seen = self._predict(self.teacher, {"rgb": files["rgb"]}, resample=False)
-                maps.append(_map("teacher", "What the teacher sees", seen, self.teacher.model.output))
+        maps = [_map("student", "What the ear makes of it", depth, self.student.model.output, measured)]
+        picture = read_image(files["rgb"], upright=True) if "rgb" in files else None
+        if picture is not None and self.teacher is not None:
+            _, seen = self._predict(self.teacher, {"rgb": files["rgb"]}, resample=False)
+            maps.append(_map("teacher", "What the teacher sees", seen, self.teacher.model.output, measured))
         if measured is not None:
             maps.append(_map("measured", "Measured", measured, "metres"))
-            maps[0]["rmse"] = _rmse(depth, measured)
         return {
             "name": str(files["audio"]).rsplit("/", 1)[-1],
             "maps": maps,
             "ears": _ears(batch["audio"][0], self.student.preprocessing, seconds),
-            "picture": picture,
+            "picture": None if picture is None else _picture(picture, PICTURE_SIDE),
+            "camera": camera_of(
+                self.student.preprocessing, self.field_of_view, None if picture is None else picture.size
+            ),
         }
 
     def _predict(
@@ -180,17 +180,32 @@ class Viewer:
         return batch, answer
 
 
-def camera_of(preprocessing: Mapping[str, Any], field_of_view: tuple[float, float] | None) -> dict[str, Any]:
-    """Return the camera whose view the depth maps are: degrees across and down, and how they are known."""
+def camera_of(
+    preprocessing: Mapping[str, Any],
+    field_of_view: tuple[float, float] | None,
+    picture_size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Return the camera whose view the depth maps are.
+
+    Args:
+        preprocessing: of the network; it names the data set.
+        field_of_view: what the user says, degrees across and down.
+        picture_size: (width, height) of a picture of this view: it says how far down the camera sees.
+
+    Returns:
+        ``across`` and ``down`` in degrees, and ``source``, how they are known.
+    """
     dataset = preprocessing["dataset"]
     known = DATASETS[dataset].field_of_view if dataset in DATASETS else None
     if field_of_view is not None:
-        source = "as --field_of_view says"
-    elif known is not None:
-        source = f"the camera of {dataset}"
-    else:
-        source = f"assumed: {dataset} does not say what its camera sees; --field_of_view sets it"
-    across, down = field_of_view or known or ASSUMED_VIEW
+        return {"across": field_of_view[0], "down": field_of_view[1], "source": "as --field_of_view says"}
+    across, down = known or ASSUMED_VIEW
+    source = f"that of the data set {dataset}" if known else f"assumed, as the data set {dataset} does not say"
+    if picture_size is not None:
+        width, height = picture_size
+        shaped = math.degrees(2 * math.atan(math.tan(math.radians(across / 2)) * height / width))
+        if abs(shaped - down) > 1:
+            down, source = shaped, f"{source}, in the shape of the picture"
     return {"across": across, "down": down, "source": source}
 
 
@@ -209,8 +224,11 @@ def _seconds(recording: Source) -> float | None:
     return seconds
 
 
-def _map(key: str, title: str, values: Tensor, output: str) -> dict[str, Any]:
-    """Return a map [1, H, W] with its range over the measured pixels; metres that are not positive are holes."""
+def _map(key: str, title: str, values: Tensor, output: str, measured: Tensor | None = None) -> dict[str, Any]:
+    """Return a map [1, H, W] with its range, up to where its colours go, and, in metres, its error.
+
+    Metres that are not positive are holes.
+    """
     array = values[0].numpy().astype("<f4")  # [H, W]
     there = array[array > 0] if output == "metres" else array
     return {
@@ -222,15 +240,18 @@ def _map(key: str, title: str, values: Tensor, output: str) -> dict[str, Any]:
         "values": _encoded(array.tobytes()),
         "low": float(there.min()) if there.size else 0.0,
         "high": float(there.max()) if there.size else 0.0,
+        "far": float(np.percentile(there, FAR_SHARE if key == "measured" else 100)) if there.size else 0.0,
+        "rmse": None if measured is None or output != "metres" else _rmse(values, measured),
     }
 
 
 def _rmse(depth: Tensor, measured: Tensor) -> float | None:
-    """Return evaluate.py's RMSE in metres over the measured pixels; None where there is none."""
+    """Return evaluate.py's RMSE of [1, H, W] in metres over the measured pixels [1, S, S]; None where there is none."""
     valid = valid_pixels(measured[None])
-    if depth.shape != measured.shape or not valid.any():
+    if not valid.any():
         return None
-    return image_metrics(depth[None], measured[None], valid, metrics=("rmse",)).item()
+    depth = nn.functional.interpolate(depth[None], measured.shape[-2:], mode="bilinear", align_corners=False)
+    return image_metrics(depth, measured[None], valid, metrics=("rmse",)).item()
 
 
 def _ears(ears: Tensor, preprocessing: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
