@@ -2,6 +2,7 @@
 
 const NEAR = 0.05 // of the pivot's distance: nearer points are behind the glass
 const LARGEST = 40 // pixels of a point at most
+const STRETCH = 4 // times a pixel's width: the patch of a slanted surface at most
 const FILL = 0.92 // of the canvas
 
 /**
@@ -24,6 +25,7 @@ export function unproject(map, camera) {
     const [x, y] = ray(r, c)
     return depth > 0 ? [x * depth, y * depth, depth] : null
   }
+  const cell = [(2 * across) / map.width, (2 * down) / map.height]
   const points = []
   for (let row = 0; row < map.height; row++) {
     for (let column = 0; column < map.width; column++) {
@@ -32,13 +34,20 @@ export function unproject(map, camera) {
       if (!(depth > 0)) continue
       const [x, y] = ray(row, column)
       const sides = [place(row, column - 1), place(row, column + 1), place(row - 1, column), place(row + 1, column)]
-      points.push({ x, y, depth, normal: sides.includes(null) ? null : normalOf(...sides), index })
+      const normal = sides.includes(null) ? null : normalOf(...sides)
+      const reach = [reachOf(sides[0], sides[1], cell[0] * depth), reachOf(sides[2], sides[3], cell[1] * depth)]
+      points.push({ x, y, depth, normal, reach, index })
     }
   }
   const depths = points.map((point) => point.depth).sort((a, b) => a - b)
   const ranked = (share) => depths[Math.floor(share * (depths.length - 1))] ?? 1
-  const cell = [(2 * across) / map.width, (2 * down) / map.height]
   return { points, pivot: ranked(0.5), farthest: ranked(0.98), across, down, cell }
+}
+
+/** Half the way between two neighbours: of a slanted surface more than a pixel's width, but no bridge over an edge. */
+function reachOf(one, other, width) {
+  if (one === null || other === null) return width
+  return Math.min(STRETCH * width, Math.hypot(...one.map((value, axis) => value - other[axis])) / 2)
 }
 
 /** The normal of the surface between four neighbours; a camera at the origin sees the side that it points to. */
@@ -63,6 +72,7 @@ export function drawCloud(canvas, cloud, color, view) {
   const { width, height } = canvas
   const context = canvas.getContext('2d')
   const image = context.createImageData(width, height)
+  const pixels = new DataView(image.data.buffer)
   const buffer = new Float32Array(width * height).fill(Infinity)
   if (!cloud.points.length) return context.clearRect(0, 0, width, height)
   const project = projection(cloud, view, width, height)
@@ -71,9 +81,11 @@ export function drawCloud(canvas, cloud, color, view) {
     const seen = project(point.x * z, point.y * z, z)
     if (seen === null || isBackside(point, project.eye, z, view.fold)) continue
     const [red, green, blue] = color(point.index)
-    // As wide as the pixel's patch of surface, so that a wall that faces the camera has no gaps.
-    const across = Math.min(LARGEST, Math.ceil(cloud.cell[0] * z * seen.scale) + 1)
-    const down = Math.min(LARGEST, Math.ceil(cloud.cell[1] * z * seen.scale) + 1)
+    const rgba = ((red << 24) | (green << 16) | (blue << 8) | 255) >>> 0
+    const [across, down] = point.reach.map((reach, side) => {
+      const size = Math.max(cloud.cell[side] * z, view.fold * reach)
+      return Math.min(LARGEST, Math.ceil(size * seen.scale) + 1)
+    })
     const left = Math.round(seen.x - across / 2)
     const top = Math.round(seen.y - down / 2)
     for (let y = Math.max(0, top); y < Math.min(height, top + down); y++) {
@@ -81,7 +93,7 @@ export function drawCloud(canvas, cloud, color, view) {
         const place = y * width + x
         if (seen.z >= buffer[place]) continue
         buffer[place] = seen.z
-        image.data.set([red, green, blue, 255], 4 * place)
+        pixels.setUint32(4 * place, rgba)
       }
     }
   }

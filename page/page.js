@@ -213,7 +213,7 @@ function mapFigure(map) {
   frame.addEventListener('pointermove', (event) => pointAt(event, frame))
   frame.addEventListener('pointerdown', (event) => pointAt(event, frame))
   frame.addEventListener('pointerleave', forget)
-  const error = map.rmse == null ? '' : ` · RMSE ${map.rmse.toFixed(2)} m`
+  const error = map.rmse == null ? '' : `\nRMSE ${map.rmse.toFixed(2)} m`
   figure.append(element('figcaption', map.title + unit), frame, element('p', rangeOf(map) + error, 'note'))
   return figure
 }
@@ -245,7 +245,8 @@ function framed(content) {
 function drawBar(high, andMore) {
   paint($('scale'), 256, 1, (index) => pick(colors.depth, index / 256))
   const step = [0.5, 1, 2, 5, 10].find((size) => high / size <= 8) ?? 20
-  const ticks = [...Array(Math.floor(high / step - 0.3) + 1).keys()].map((number) => number * step)
+  const ticks = []
+  for (let value = 0; value < high * (andMore ? 0.76 : 0.93); value += step) ticks.push(value)
   $('ticks').replaceChildren(
     ...[...ticks, high].map((value, place) => {
       const tick = element('span', place === ticks.length ? `${value.toFixed(1)} m${andMore ? ' and more' : ''}` : String(value))

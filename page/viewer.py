@@ -150,11 +150,11 @@ class Viewer:
             raise DataError(f"a {self.student.model.name} hears and sees; give a picture beside the recording")
         seconds = _seconds(files["audio"])
         batch, depth = self._predict(self.student, files, resample=resample)
-        maps = [_map("student", "What the ear makes of it", depth, self.student.model.output, measured)]
+        maps = [_map("student", "The ear", depth, self.student.model.output, measured)]
         picture = read_image(files["rgb"], upright=True) if "rgb" in files else None
         if picture is not None and self.teacher is not None:
             _, seen = self._predict(self.teacher, {"rgb": files["rgb"]}, resample=False)
-            maps.append(_map("teacher", "What the teacher sees", seen, self.teacher.model.output, measured))
+            maps.append(_map("teacher", "The teacher", seen, self.teacher.model.output, measured))
         if measured is not None:
             maps.append(_map("measured", "Measured", measured, "metres"))
         return {
