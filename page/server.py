@@ -23,6 +23,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 from dataloaders import HeldFile, Source
@@ -63,6 +64,11 @@ class PageServer(ThreadingHTTPServer):
         super().__init__(address, Handler)
         self.viewer = viewer
         self.names = names_of(address[0])
+
+    def server_bind(self) -> None:
+        """Take the port, without the question for this machine's full name that the library asks a name server."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     @property
     def url(self) -> str:

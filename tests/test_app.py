@@ -5,6 +5,7 @@ import http.client
 import json
 import math
 import re
+import socket
 import sys
 import threading
 from contextlib import contextmanager
@@ -371,6 +372,16 @@ def test_the_page_names_no_other_place():
     for path in files:
         named = re.findall(r"https?://[^'\" ]+|[\"']//", path.read_text(encoding="utf-8"))
         assert set(named) <= {"http://www.w3.org/2000/svg"}, "a name of SVG, which nobody fetches"
+
+
+def test_no_name_server_is_asked(make_viewer, monkeypatch):
+    def ask(*_):
+        raise AssertionError("a name server was asked")
+
+    for name in ("getfqdn", "gethostbyaddr", "gethostbyname", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, ask)
+    with page.create_server(make_viewer(), "127.0.0.1", 0) as opened:
+        assert opened.url == f"http://127.0.0.1:{opened.server_address[1]}/"
 
 
 def test_the_browser_is_told_to_reach_nothing_else(server):
