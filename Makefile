@@ -10,7 +10,7 @@ OTHER_ROOMS := data/DemoTeacherRooms
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow faults check lint clean-demo
+.PHONY: help install demo test test-app slow faults check lint clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -50,6 +50,10 @@ demo: install  ## an eye teaches an ear on simulated rooms, in some minutes on t
 
 test: install  ## the whole test suite
 	$(RUN) -m pytest -n 2
+
+test-app: install  ## the page in a browser; needs chromium and chromedriver (Debian: chromium, chromium-driver)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	$(RUN) -m pytest -m browser tests/test_app_browser.py
 
 slow: install  ## the tests that take minutes: compiled steps
 	$(RUN) -m pytest -m slow

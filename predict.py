@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dataloaders import prepare_audio, prepare_rgb, read_image, read_wav
+from dataloaders import read_bare
 from dataloaders.images import SUFFIXES
 from dataloaders.readers import natural_order
 from errors import DataError, OptionError, run_script
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = 0
     for job in tqdm(jobs, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty(), leave=False):
         try:
-            batch = read_batch(job, preprocessing, resample=args.resample)
+            batch = read_bare(job.files, preprocessing, resample=args.resample)
             answer = loop.predict(fabric, model, fabric.to_device(batch)).cpu()  # [1, 1, S, S]
             if args.size:
                 answer = torch.nn.functional.interpolate(answer, args.size, mode="bilinear", align_corners=False)
@@ -215,25 +214,6 @@ def check_outputs(jobs: Sequence[Job], folder: Path, *, overwrite: bool) -> None
                 raise OptionError(f"--output {folder}: {path} is an input; choose another folder")
             if path.exists() and not overwrite:
                 raise OptionError(f"{path} exists; --overwrite replaces it, or choose another --output")
-
-
-def read_batch(job: Job, preprocessing: Mapping[str, Any], *, resample: bool) -> Batch:
-    """Read a job's files as the network's training did: a batch of one.
-
-    Raises:
-        DataError: of a file that is broken, or not what it should be.
-    """
-    batch: Batch = {}
-    for key, path in job.files.items():
-        try:
-            if key == "audio":
-                wave = read_wav(path, resample_to_44100=resample or preprocessing["resample"])
-                batch[key] = prepare_audio(wave, preprocessing)[None]  # [1, 2, S, S]
-            else:
-                batch[key] = prepare_rgb(read_image(path, upright=True), preprocessing)[None]  # [1, 3, S, S]
-        except DataError as error:
-            raise DataError(f"{error}" if str(path) in str(error) else f"{path}: {error}") from None
-    return batch
 
 
 def write_map(job: Job, folder: Path, batch: Batch, answer: Tensor) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dataloaders.audio_frontend import AudioFrontEnd
+from dataloaders.bare import read_bare
 from dataloaders.base import MODALITIES, SPLITS, DepthDataset
 from dataloaders.batvision import BatVisionV1, BatVisionV2
 from dataloaders.crops import CropRule
 from dataloaders.images import Images
 from dataloaders.loaders import EpochBatchSampler, collate, create_loader, create_loaders
 from dataloaders.nyu import NYU
-from dataloaders.readers import read_image, read_wav
+from dataloaders.readers import HeldFile, Source, read_image, read_wav
 from dataloaders.simulated import Simulated
 from dataloaders.transforms import (
     AUDIO_FORMATS,
@@ -44,6 +45,8 @@ __all__ = [
     "CropRule",
     "DepthDataset",
     "EpochBatchSampler",
+    "HeldFile",
+    "Source",
     "clean_depth",
     "collate",
     "create_dataset",
@@ -53,6 +56,7 @@ __all__ = [
     "prepare_audio",
     "prepare_rgb",
     "prepare_wave",
+    "read_bare",
     "read_image",
     "read_wav",
     "valid_depth",

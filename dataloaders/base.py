@@ -69,6 +69,7 @@ class DepthDataset(Dataset):
         supplied: modalities that the data set can supply, loaded or not.
         modalities: those that are loaded.
         preprocessing: plain values with which evaluation and prediction repeat the preprocessing.
+        field_of_view: of its camera, (horizontal, vertical) in degrees; None where nobody has said it.
 
     Raises:
         OptionError: an option that this data set cannot honour.
@@ -81,6 +82,7 @@ class DepthDataset(Dataset):
     can_supply: ClassVar[tuple[str, ...]] = MODALITIES
     beyond_max_depth: ClassVar[str] = "clip"
     where_to_get_it: ClassVar[str]
+    field_of_view: ClassVar[tuple[float, float] | None] = None
 
     def __init__(
         self,

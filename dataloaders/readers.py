@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import struct
 import zipfile
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,24 @@ from dataloaders.transforms import SAMPLE_RATE, resample
 from errors import DataError
 
 
-def read_wav(path: str | Path, *, resample_to_44100: bool = False) -> Tensor:
+class HeldFile(io.BytesIO):
+    """A file that is held in memory, such as one that a browser sent. Messages print its name."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
+Source = str | Path | HeldFile
+
+
+def read_wav(path: Source, *, resample_to_44100: bool = False) -> Tensor:
     """Read a stereo recording as [2, N] float32 (left, right), full scale at 1.
 
     Raises:
@@ -29,7 +48,7 @@ def read_wav(path: str | Path, *, resample_to_44100: bool = False) -> Tensor:
     try:
         _refuse_truncated_riff(path)
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [N, channels]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise DataError(f"{path} cannot be read as audio ({error}); copy the file again") from None
     if samples.shape[1] != 2:
         raise DataError(f"{path} has {samples.shape[1]} channel(s); a binaural recording has 2 (left, right)")
@@ -45,11 +64,13 @@ def read_wav(path: str | Path, *, resample_to_44100: bool = False) -> Tensor:
     return resample(wave, rate)
 
 
-def _refuse_truncated_riff(path: str | Path) -> None:
+def _refuse_truncated_riff(path: Source) -> None:
     """Refuse what libsndfile reads without a word: a WAV file shorter than its header says."""
-    with Path(path).open("rb") as file:
+    with nullcontext(path) if isinstance(path, HeldFile) else Path(path).open("rb") as file:
+        file.seek(0)
         header = file.read(8)
-        length = os.fstat(file.fileno()).st_size
+        length = file.seek(0, io.SEEK_END)
+        file.seek(0)
     if len(header) < 8 or header[:4] != b"RIFF":
         return
     announced = 8 + struct.unpack("<I", header[4:])[0]
@@ -75,7 +96,7 @@ def read_npy(path: str | Path, *, dimensions: int) -> np.ndarray:
     return array
 
 
-def read_image(path: str | Path, *, upright: bool = False) -> Image.Image:
+def read_image(path: Source, *, upright: bool = False) -> Image.Image:
     """Read a picture into memory. ``upright`` turns it as its EXIF tag says: not for pictures with a depth map.
 
     Raises:

@@ -29,6 +29,7 @@ class Simulated(BatVisionV2):
     default_dir = "data/SimulatedRooms"
     default_max_depth = 12.0
     where_to_get_it = "run simulate_rooms.py, or name a folder that does not exist yet to have it written"
+    field_of_view = (90.0, 90.0)  # simulation.raycast.pixel_directions
 
     def prepare_folder(self) -> None:
         """Write the default simulation where there is none, or finish an interrupted one with its own settings.

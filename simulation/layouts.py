@@ -25,7 +25,7 @@ from PIL import Image
 
 from simulation.echoes import SAMPLE_RATE
 from simulation.rooms import KINDS, Array
-from simulation.scenes import SPLITS, Sample, kind_of
+from simulation.scenes import SPLITS, Sample, draw_sample, kind_of
 
 PARTIAL = ".simulation-partial"  # folder of the files that are being written
 BATVISION_COLUMNS = (
@@ -176,3 +176,13 @@ class Nyu:
 
 
 LAYOUTS: dict[str, Callable[[], BatVision | Nyu]] = {"batvisionv2": BatVision, "nyu": Nyu}
+
+
+def draw_files(seed: int, split: str, index: int, image_size: int) -> dict[str, bytes]:
+    """Return what :func:`simulation.write_dataset` would write of a sample in BatVision V2's format, without writing.
+
+    Returns:
+        ``audio`` (WAV), ``rgb`` (JPEG) and ``depth`` (NPY, millimetres, 0 = no measurement).
+    """
+    contents = BatVision().contents(split, draw_sample(seed, split, index, image_size))
+    return dict(zip(("audio", "rgb", "depth"), contents, strict=True))

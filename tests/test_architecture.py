@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ROOMS = ("models", "dataloaders", "simulation", "training", "experiments")
+ROOMS = ("models", "dataloaders", "simulation", "training", "experiments", "page")
 
 # Floors from the top: a module may import from its own floor only where it is named here, and from floors below.
 FLOORS = [
-    {"experiments"},
+    {"experiments", "page"},
     {"training.session"},
     {"training.loop", "training.tasks"},
     {"training.task", "training.checkpoint", "training.run_log", "training.visualization", "training.options",

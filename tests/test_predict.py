@@ -9,28 +9,18 @@ import soundfile
 import torch
 from lightning_fabric import Fabric
 from make_data import truncate
+from make_networks import RelativeEye, write_network
 from PIL import Image
 
 import predict
 from dataloaders import create_dataset
 from models import MODELS, create_model
 from models.base import normalize_imagenet
-from models.rgb_depth_model import RGBDepthNet
 from training import loop
-from training.checkpoint import save_checkpoint, save_model
+from training.checkpoint import save_model
 
 SIZE = 32
 NETWORKS = {"binaural_attention": "ears", "rgb_depth": "eyes", "multimodal_fusion": "both", "relative_eye": "relative"}
-
-
-class RelativeEye(RGBDepthNet):
-    """Answers with disparities."""
-
-    name = "relative_eye"
-    output = "disparity"
-
-    def forward(self, x, return_features=False):
-        return 7 / super().forward(x) + 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,17 +37,7 @@ def networks(rooms, tmp_path_factory, stand_ins):
     preprocessing = create_dataset("simulated", rooms, "test", image_size=SIZE).preprocessing
     made = {}
     for name, key in NETWORKS.items():
-        torch.manual_seed(0)
-        model = create_model(name, base_channels=4, max_depth=12.0).eval()
-        checkpoint = {
-            "format": 1,
-            "model": {"name": name, "config": model.config},
-            "model_state_dict": model.state_dict(),
-            "preprocessing": preprocessing,
-            "args": {"experiment_name": "e"},
-            "epoch": 1,
-        }
-        save_checkpoint(checkpoint, folder / f"{key}.pth")
+        model = write_network(folder / f"{key}.pth", name, preprocessing)
         made[key] = folder / f"{key}.pth", model
     return made
 
@@ -249,10 +229,10 @@ def test_a_single_broken_file(ears, tmp_path, run_cli, kind):
 
 
 def test_an_error_of_the_preprocessing_names_the_file(tmp_path):
-    job = predict.Job("broken", {"audio": broken(tmp_path, "short")})
+    files = {"audio": broken(tmp_path, "short")}
     preprocessing = {"audio_samples": None, "audio_format": "spectrogram", "image_size": SIZE, "resample": False}
     with pytest.raises(predict.DataError, match=r"broken\.wav: the sound has 44 samples"):
-        predict.read_batch(job, preprocessing, resample=False)
+        predict.read_bare(files, preprocessing, resample=False)
 
 
 def test_an_empty_folder(ears, tmp_path, run_cli):

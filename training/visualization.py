@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 
 DEPTH_COLORS = matplotlib.colormaps["turbo"].with_extremes(bad="0.75")  # grey: no measurement
 ERROR_COLORS = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
+ECHO_COLORS = matplotlib.colormaps["viridis"]
 
 NAMES = ("truth", "audio", "RGB")  # of the curves of bins (without the truth) and histograms
 COLORS = ("black", "tab:blue", "tab:orange")
@@ -83,13 +84,17 @@ def _draw(figure: Any, axis: Any, kind: str, values: Tensor, high: float) -> Non
         bar.set_label("m", fontsize=7)
 
 
-def _draw_ears(axis: Any, ears: np.ndarray) -> None:
-    """Draw spectrograms [2, H, W] side by side; faint late echoes are lifted, as the loud chirp hides them."""
+def lift_echoes(ears: np.ndarray) -> tuple[np.ndarray, float]:
+    """Lift faint late echoes in spectrograms [2, H, W], as the loud chirp hides them: what is drawn, and its top."""
     lifted = np.log1p(10 * ears)
-    axis.imshow(
-        np.concatenate(list(lifted), axis=1), aspect="auto", origin="lower", cmap="viridis", vmin=0,
-        vmax=max(float(np.percentile(lifted, 99.5)), 1e-3),
-    )  # fmt: skip
+    return lifted, max(float(np.percentile(lifted, 99.5)), 1e-3)
+
+
+def _draw_ears(axis: Any, ears: np.ndarray) -> None:
+    """Draw spectrograms [2, H, W] side by side."""
+    lifted, top = lift_echoes(ears)
+    image = np.concatenate(list(lifted), axis=1)  # [H, 2 W]
+    axis.imshow(image, aspect="auto", origin="lower", cmap=ECHO_COLORS, vmin=0, vmax=top)
     axis.set_box_aspect(ears.shape[-2] / ears.shape[-1])
     axis.axvline(ears.shape[-1] - 0.5, color="white", linewidth=1)
     for place, ear in ((0.02, "left"), (0.52, "right")):
