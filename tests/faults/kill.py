@@ -406,6 +406,7 @@ def fork(name: str, flags: Sequence[str], log: Path, lay: Callable[[], None]) ->
         return child
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
