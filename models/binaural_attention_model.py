@@ -23,6 +23,7 @@ from models.blocks import (
     SpectrogramInput,
     attend,
     heads_of,
+    join,
     name_levels,
 )
 
@@ -118,7 +119,7 @@ class BinauralEncoder(nn.Module):
             level = f"x{index + 1}"
             if level in self.left_asks:
                 left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
-            fused = fuse(torch.cat([left, right], dim=1))
+            fused = fuse(join(left, right))
             encoded.append(self.mix[level](fused) if level in self.mix else fused)
         return encoded
 

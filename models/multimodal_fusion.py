@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from models.base import DepthModel, Features
@@ -14,6 +13,7 @@ from models.blocks import (
     MetricDepthHead,
     PlaceMixer,
     SpectrogramInput,
+    join,
     name_levels,
 )
 
@@ -61,7 +61,7 @@ class MultiModalFusionNet(DepthModel):
         """
         heard = self.mix(self.ears(self.listen(audio))[-1])  # [B, 8b, H/16, W/16]
         encoded = self.eye(rgb)
-        encoded[-1] = self.fuse(torch.cat([encoded[-1], heard], dim=1))
+        encoded[-1] = self.fuse(join(encoded[-1], heard))
         decoded = self.decoder(encoded)
         depth = self.head(decoded[-1])  # [B, 1, H, W]
         return (depth, name_levels(encoded, decoded)) if return_features else depth

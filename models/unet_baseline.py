@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from errors import OptionError
 from models.base import DepthModel, Features
-from models.blocks import to_metres
+from models.blocks import join, to_metres
 
 SMALLEST = 32
 
@@ -86,7 +86,7 @@ class UNetBaseline(DepthModel):
         for up, norm, skip in zip(self.up, self.up_norms, reversed(encoded[:-1]), strict=True):
             x = norm(up(F.relu(x)))
             decoded.append(x)
-            x = torch.cat([skip, x], dim=1)
+            x = join(skip, x)
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 neighbouring depths would be 0.4 % apart
             depth = to_metres(self.project(F.relu(x.float())), self.max_depth)  # [B, 1, S, S]
         if not return_features:
