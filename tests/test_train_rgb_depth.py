@@ -16,7 +16,8 @@ from make_data import read_csv, set_cell, write_batvision_v1, write_batvision_v2
 
 import train_rgb_depth
 from models import create_model
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.experiment import Experiment, Start
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--learning_rate", 0.003)
@@ -116,6 +117,19 @@ def test_a_stopped_run_ends_as_the_unbroken_one(rooms, unbroken, tmp_path, worke
     assert same(weights(tmp_path, "best_model.pth"), weights(unbroken, "best_model.pth"))
     for table in ("results/e/metrics.csv", "logs/e/steps.csv"):
         assert (tmp_path / table).read_bytes() == (unbroken / table).read_bytes()
+
+
+def test_a_best_model_of_an_epoch_that_was_not_completed_makes_way_for_the_one_before(rooms, tmp_path):
+    begin = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 4, "--save_frequency", 4)]
+    train_rgb_depth.main([*begin, "--stop_after_epoch", "1"])
+    folder = tmp_path / "checkpoints/e"
+    last, best = (load_checkpoint(folder / name) for name in ("last.pth", "best_model.pth"))
+    save_checkpoint({**best, "epoch": 2}, folder / "best_model.pth")  # killed before last.pth of epoch 2
+    Experiment(tmp_path, "e")._rewind(Start(last, folder / "last.pth"))
+    assert load_checkpoint(folder / "superseded_1/best_model.pth")["epoch"] == 2
+    restored = load_checkpoint(folder / "best_model.pth")
+    assert restored["epoch"] == 1 and restored.keys() == best.keys()
+    assert same(restored["model_state_dict"], best["model_state_dict"])
 
 
 def test_going_back_to_an_epoch_sets_the_later_ones_aside(rooms, unbroken, tmp_path):

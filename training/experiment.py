@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import CheckpointError, OptionError
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.options import plain_arguments
 
 # What a run writes, folder by folder: nothing else is ever moved or removed.
@@ -149,6 +149,8 @@ class Experiment:
         at_best = self.checkpoints / f"checkpoint_{start.checkpoint['best']['epoch']:04d}.pth"
         if not best.is_file() and at_best.is_file():
             shutil.copyfile(at_best, best)
+        elif not best.is_file() and start.checkpoint["best"]["epoch"] == start.epoch:
+            save_checkpoint({key: value for key, value in start.checkpoint.items() if key != "training"}, best)
         return notes
 
     def _set_aside(self, paths: list[Path]) -> list[str]:

@@ -263,11 +263,14 @@ def is_expected(fault: str, code: int, said: str) -> bool:
 
 
 def look(script: Script, fault: str, output: Path, before: dict[str, int], tally: Tally) -> dict[str, int]:
-    """Load every checkpoint; return the epoch of each by its name. None may be gone, nor be older than before."""
-    found = {}
-    for path in output.glob("checkpoints/e/*.pth"):
+    """Load every checkpoint; return the latest epoch of each by its name. None may be gone, nor be older than before.
+
+    An epoch that was not complete is done again: what there was of it already is set aside, in ``superseded_<n>``.
+    """
+    found: dict[str, int] = {}
+    for path in [*output.glob("checkpoints/e/*.pth"), *output.glob("checkpoints/e/superseded_*/*.pth")]:
         try:
-            found[path.name] = load_checkpoint(path)["epoch"]
+            found[path.name] = max(load_checkpoint(path)["epoch"], found.get(path.name, 0))
         except CheckpointError as error:
             tally.faults.append(f"{script.name}, {fault}: {error}")
     for name, epoch in before.items():
