@@ -421,6 +421,8 @@ def fork(name: str, flags: Sequence[str], log: Path, lay: Callable[[], None]) ->
     except SystemExit as end:
         sys.stdout.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
+    except KeyboardInterrupt:  # before the script could listen
+        os._exit(130)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
