@@ -6,7 +6,7 @@ A data set says where its rows are (``find_rows``) and how it reads one (``read_
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,8 @@ log = logging.getLogger("dataloaders")
 
 SPLITS = ("train", "val", "test")
 MODALITIES = ("audio", "rgb", "depth")
+
+ToMetres = Callable[[np.ndarray], Tensor]  # [H, W] as stored -> [1, H, W] float32
 
 # The scripts that a data set without pictures is still good for.
 SCRIPTS_WITHOUT_RGB = "train_binaural_attention.py, train_baseline.py"
@@ -160,8 +162,11 @@ class DepthDataset(Dataset):
         """Sound of the two ears [2, N] at 44.1 kHz."""
         raise NotImplementedError
 
-    def read_depth(self, row: Row) -> Tensor:
-        """Depth in metres [1, H, W] float32 as measured: holes may still be NaN, infinite, zero or negative."""
+    def read_depth(self, row: Row) -> tuple[np.ndarray, ToMetres]:
+        """Depth map [H, W] as it is stored, and what turns all or some of its pixels into metres.
+
+        In metres, holes may still be NaN, infinite, zero or negative.
+        """
         raise NotImplementedError
 
     def read_rgb(self, row: Row) -> Any:
@@ -234,22 +239,22 @@ class DepthDataset(Dataset):
         sample = {"rgb": views[0], "boxes": torch.from_numpy(boxes_within(view, parts, side))}
         sample["local"] = torch.stack(views[1:]) if len(parts) else views[0].new_zeros(0, *views[0].shape)
         if "depth" in self.modalities:
-            depth = torch.zeros(1, *size_pair(self.image_size))
-            if self.labelled[index]:
-                depth = self._clean_depth(self.rows[index])
-                depth = transforms.crop_depth(depth, view.tolist(), picture.height, picture.width)
-            sample["depth"] = transforms.resize_depth(depth, self.image_size)  # [1, S, S]
+            box = view.tolist(), picture.height, picture.width
+            sample["depth"] = self._depth(index, lambda depth: transforms.crop_depth(depth, *box))  # [1, S, S]
         return sample
 
-    def _depth(self, index: int) -> Tensor:
+    def _depth(self, index: int, crop: Callable[[np.ndarray], np.ndarray] = lambda depth: depth) -> Tensor:
         if not self.labelled[index]:
             return torch.zeros(1, *size_pair(self.image_size))
-        depth = self._clean_depth(self.rows[index])
-        return depth if self.native_depth else transforms.resize_depth(depth, self.image_size)
+        if self.native_depth:
+            return self._clean_depth(self.rows[index])
+        return self._clean_depth(self.rows[index], lambda depth: transforms.resize_depth(crop(depth), self.image_size))
 
-    def _clean_depth(self, row: Row) -> Tensor:
-        depth = self.read_depth(row)  # [1, H, W]
-        return transforms.clean_depth(depth, self.max_depth, self.min_depth, beyond=self.beyond_max_depth)
+    def _clean_depth(self, row: Row, pick: Callable[[np.ndarray], np.ndarray] = lambda depth: depth) -> Tensor:
+        """Return the pixels that ``pick`` takes out of a map, in metres, holes 0: [1, h, w]."""
+        depth, to_metres = self.read_depth(row)  # [H, W]
+        metres = to_metres(pick(depth))  # [1, h, w]
+        return transforms.clean_depth(metres, self.max_depth, self.min_depth, beyond=self.beyond_max_depth)
 
     def _check_options(
         self,
@@ -342,6 +347,11 @@ class DepthDataset(Dataset):
         return labelled
 
 
+def depth_from_metres(values: np.ndarray) -> Tensor:
+    """[H, W] metres of any numeric type -> [1, H, W] float32 metres; NaN and infinity pass through."""
+    return torch.from_numpy(values.astype(np.float32))[None]
+
+
 def depth_from_millimetres(values: np.ndarray) -> Tensor:
     """[H, W] millimetres of any numeric type -> [1, H, W] float32 metres; NaN and infinity pass through."""
-    return torch.from_numpy(values.astype(np.float32))[None] / 1000
+    return depth_from_metres(values) / 1000
