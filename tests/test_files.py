@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from training.files import locked, write_whole
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def names(folder):
@@ -66,7 +69,7 @@ def test_a_lock_is_waited_for_and_ends_with_its_process(tmp_path):
     """Another process takes the lock and is killed."""
     code = "import sys, time; from pathlib import Path; from training.files import locked\n"
     code += "with locked(Path(sys.argv[1])): print('taken', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE)
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE, cwd=REPOSITORY)
     assert holder.stdout.readline() == b"taken\n"
     waited = []
 
