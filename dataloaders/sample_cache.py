@@ -74,7 +74,7 @@ class Form:
         dtype: on the disk.
         encode: a prepared float32 tensor -> what is kept.
         decode: the way back; the result shares no memory with what is kept.
-        exact: a tensor is kept so only if it comes back to the bit; else, if what is kept is finite.
+        exact: a tensor is kept so only if it comes back to the bit; else, if none of it lies beyond the type's range.
     """
 
     name: str
@@ -86,8 +86,9 @@ class Form:
     def kept(self, prepared: Tensor) -> Tensor | None:
         """Return what is kept of a prepared tensor; None if this form does not hold it."""
         kept = self.encode(prepared)
-        holds = torch.equal(self.decode(kept), prepared) if self.exact else bool(torch.isfinite(kept).all())
-        return kept if holds else None
+        if self.exact:
+            return kept if torch.equal(self.decode(kept), prepared) else None
+        return kept if prepared.abs().max() <= torch.finfo(kept.dtype).max else None
 
 
 def _to_float(kept: Tensor) -> Tensor:

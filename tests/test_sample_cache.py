@@ -288,10 +288,13 @@ def test_of_two_at_a_time_one_prepares_and_the_other_finds_it_made(v2, tmp_path,
         first = threads.submit(opened, v2, tmp_path, modalities={"depth"})
         assert begun.wait(60)
         second = threads.submit(opened, v2, tmp_path, modalities={"depth"})
-        while not any("waiting for another" in line for line in caplog.messages):
+        for _ in range(3000):
+            if any("waiting for another" in line for line in caplog.messages):
+                break
             time.sleep(0.01)
         come.set()
         samples = [future.result(60)[3]["depth"] for future in (first, second)]
+    assert any("waiting for another" in line for line in caplog.messages)
     assert len(prepared) == 6 and torch.equal(*samples)
 
 
@@ -364,7 +367,7 @@ def test_a_training_with_a_cache_ends_like_one_without(rooms, tmp_path, run_cli,
     def run(name, *more):
         prepared.clear()
         flags = ("--dataset", "simulated", "--dataset_dir", rooms, "--image_size", 32, "--base_channels", 4)
-        flags += ("--batch_size", 4, "--nb_epochs", 2, "--num_workers", 0, "--augment", "--label_fraction", 0.5)
+        flags += ("--batch_size", 4, "--nb_epochs", 1, "--num_workers", 0, "--augment", "--label_fraction", 0.5)
         code, out, err = run_cli(script.main, *flags, "--output_dir", tmp_path / name, "--experiment_name", "e", *more)
         assert code == 0, err
         state = load_checkpoint(tmp_path / name / "checkpoints/e/last.pth")
@@ -379,7 +382,7 @@ def test_a_training_with_a_cache_ends_like_one_without(rooms, tmp_path, run_cli,
         assert torch.equal(first, plain)
     else:
         assert not torch.equal(first, plain) and torch.allclose(first, plain, atol=2e-2)
-        _, _, said = run("plain", "--resume", "--nb_epochs", 3, "--cache_dir", tmp_path / "cache")
+        _, _, said = run("plain", "--resume", "--nb_epochs", 2, "--cache_dir", tmp_path / "cache")
         assert "cache_dir None -> given" in said
 
 
