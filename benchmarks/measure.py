@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import time
@@ -70,7 +71,7 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what a figure in seconds depends on."""
+    """Return what a figure in seconds depends on; ``load`` is how many processes wanted a core in the last minute."""
     able = torch.cpu.get_capabilities()
     found = {
         "cpu": cpu_name(),
@@ -78,6 +79,7 @@ def hardware() -> dict[str, Any]:
         "units": ", ".join(name for name in UNITS if able.get(name)) or "none of " + ", ".join(UNITS),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 1),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()

@@ -92,7 +92,8 @@ def create_dataset(
             and ``label_seed`` (the share of training pairs that keep their depth), ``resample`` (convert other sample
             rates to 44.1 kHz), ``augment`` (training only), ``seed`` (of the augmentation), ``native_depth`` (leave the
             depth at its own size, for evaluation), ``crops`` (training only: views of a :class:`CropRule`),
-            ``rgb_filter`` (``bilinear``, or ``bicubic`` for Depth Anything's networks: how pictures are resized).
+            ``rgb_filter`` (``bilinear``, or ``bicubic`` for Depth Anything's networks: how pictures are resized),
+            ``cache_dir`` (keep prepared samples there, see :mod:`dataloaders.sample_cache`).
 
     Raises:
         OptionError: an unknown name, or an option that this data set cannot honour.

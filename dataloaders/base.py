@@ -6,8 +6,10 @@ A data set says where its rows are (``find_rows``) and how it reads one (``read_
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +21,7 @@ from torch.utils.data import Dataset
 from dataloaders import transforms
 from dataloaders.crops import CropRule, boxes_within, draw_crops
 from dataloaders.readers import Listing, read_image
+from dataloaders.sample_cache import SampleCache
 from dataloaders.transforms import Size, size_pair
 from errors import DataError, OptionError
 
@@ -26,6 +29,8 @@ log = logging.getLogger("dataloaders")
 
 SPLITS = ("train", "val", "test")
 MODALITIES = ("audio", "rgb", "depth")
+
+ToMetres = Callable[[np.ndarray], Tensor]  # [H, W] as stored -> [1, H, W] float32
 
 # The scripts that a data set without pictures is still good for.
 SCRIPTS_WITHOUT_RGB = "train_binaural_attention.py, train_baseline.py"
@@ -66,6 +71,8 @@ class DepthDataset(Dataset):
         ids: name of each row.
         locations: where each row was recorded, or None.
         labelled: [N] bool, whether the row has a depth label.
+        cache_dir: where prepared samples are to be kept; the first loader of the data set opens the cache there.
+        cache: from then on, where samples come from.
         supplied: modalities that the data set can supply, loaded or not.
         modalities: those that are loaded.
         preprocessing: plain values with which evaluation and prediction repeat the preprocessing.
@@ -103,6 +110,7 @@ class DepthDataset(Dataset):
         native_depth: bool = False,
         crops: CropRule | None = None,
         rgb_filter: str = "bilinear",
+        cache_dir: str | Path | None = None,
     ) -> None:
         self.dataset_dir = str(dataset_dir if dataset_dir is not None else self.default_dir)
         self.split = split
@@ -113,6 +121,8 @@ class DepthDataset(Dataset):
         self.seed = seed
         self.native_depth = native_depth
         self.crops = crops if split == "train" else None
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache: SampleCache | None = None
         self._check_options(audio_format, rgb_filter, modalities, label_fraction, (seed, label_seed))
         self.preprocessing: dict[str, Any] = {
             "dataset": self.name,
@@ -162,8 +172,11 @@ class DepthDataset(Dataset):
         """Sound of the two ears [2, N] at 44.1 kHz."""
         raise NotImplementedError
 
-    def read_depth(self, row: Row) -> Tensor:
-        """Depth in metres [1, H, W] float32 as measured: holes may still be NaN, infinite, zero or negative."""
+    def read_depth(self, row: Row) -> tuple[np.ndarray, ToMetres]:
+        """Depth map [H, W] as it is stored, and what turns all or some of its pixels into metres.
+
+        In metres, holes may still be NaN, infinite, zero or negative.
+        """
         raise NotImplementedError
 
     def read_rgb(self, row: Row) -> Any:
@@ -182,23 +195,28 @@ class DepthDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index = range(len(self.rows))[index]  # negative indices, and IndexError past the end
-        row = self.rows[index]
-        sample: dict[str, Any] = {"id": row.id, "index": index}
-        try:
-            if "audio" in self.modalities:
-                sample["audio"] = transforms.prepare_audio(self.read_audio(row), self.preprocessing)  # [2, S, S]
-            if self.crops is not None:
+        sample: dict[str, Any] = {"id": self.rows[index].id, "index": index}
+        if self.crops is not None:
+            with self._naming_row(index):
                 sample |= self._cropped(index, self.crops, np.random.default_rng((self.seed, epoch, index, 1)))
-            else:
-                if "rgb" in self.modalities:
-                    sample["rgb"] = transforms.prepare_rgb(self.read_rgb(row), self.preprocessing)  # [3, S, S]
-                if "depth" in self.modalities:
-                    sample["depth"] = self._depth(index)  # [1, S, S]
-        except DataError as error:
-            raise DataError(f"{error} ({self.row_name(index)})") from None
+        else:
+            sample |= {modality: self._prepared(index, modality) for modality in self.modalities}  # [C, S, S]
         if self.augment:
             sample = transforms.augment_sample(sample, np.random.default_rng((self.seed, epoch, index)))
         return sample
+
+    def prepare(self, index: int, modality: str) -> Tensor:
+        """Read what a row has of a modality and make it ready, as it is before augmentation: [C, S, S] float32.
+
+        Depth is that of the file, labelled or not; all 0 where no file is named.
+        """
+        row = self.rows[index]
+        with self._naming_row(index):
+            if modality == "audio":
+                return transforms.prepare_audio(self.read_audio(row), self.preprocessing)  # [2, S, S]
+            if modality == "rgb":
+                return transforms.prepare_rgb(self.read_rgb(row), self.preprocessing)  # [3, S, S]
+            return self._depth(index) if row.has("depth") else self._no_depth()  # [1, S, S]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
@@ -215,17 +233,28 @@ class DepthDataset(Dataset):
             DataError: no row has a label, or no label has one valid pixel.
         """
         for index in np.flatnonzero(self.labelled).tolist():
-            try:
+            with self._naming_row(index):
                 if self._clean_depth(self.rows[index]).any():
                     return
-            except DataError as error:
-                raise DataError(f"{error} ({self.row_name(index)})") from None
         raise DataError(
             f"{self.dataset_dir}: not one of the {len(self)} {self.split} pairs has a valid depth pixel "
             f"({int(self.labelled.sum())} name a depth map); check the depth files and --label_fraction"
         )
 
     # ------------------------------------------------------------------------------------------------------ inner parts
+
+    @contextmanager
+    def _naming_row(self, index: int) -> Iterator[None]:
+        """Let an error over a file also say which row names it."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{error} ({self.row_name(index)})") from None
+
+    def _prepared(self, index: int, modality: str) -> Tensor:
+        if modality == "depth" and not self.labelled[index]:
+            return self._no_depth()
+        return self.prepare(index, modality) if self.cache is None else self.cache.read(modality, index)
 
     def _cropped(self, index: int, rule: CropRule, rng: np.random.Generator) -> dict[str, Tensor]:
         """Read a picture, and its depth, and cut the views of a rule out of them."""
@@ -236,22 +265,23 @@ class DepthDataset(Dataset):
         sample = {"rgb": views[0], "boxes": torch.from_numpy(boxes_within(view, parts, side))}
         sample["local"] = torch.stack(views[1:]) if len(parts) else views[0].new_zeros(0, *views[0].shape)
         if "depth" in self.modalities:
-            depth = torch.zeros(1, *size_pair(self.image_size))
-            if self.labelled[index]:
-                depth = self._clean_depth(self.rows[index])
-                depth = transforms.crop_depth(depth, view.tolist(), picture.height, picture.width)
-            sample["depth"] = transforms.resize_depth(depth, self.image_size)  # [1, S, S]
+            crop = partial(transforms.crop_depth, box=view.tolist(), height=picture.height, width=picture.width)
+            sample["depth"] = self._depth(index, crop) if self.labelled[index] else self._no_depth()  # [1, S, S]
         return sample
 
-    def _depth(self, index: int) -> Tensor:
-        if not self.labelled[index]:
-            return torch.zeros(1, *size_pair(self.image_size))
-        depth = self._clean_depth(self.rows[index])
-        return depth if self.native_depth else transforms.resize_depth(depth, self.image_size)
+    def _no_depth(self) -> Tensor:
+        return torch.zeros(1, *size_pair(self.image_size))
 
-    def _clean_depth(self, row: Row) -> Tensor:
-        depth = self.read_depth(row)  # [1, H, W]
-        return transforms.clean_depth(depth, self.max_depth, self.min_depth, beyond=self.beyond_max_depth)
+    def _depth(self, index: int, crop: Callable[[np.ndarray], np.ndarray] = lambda depth: depth) -> Tensor:
+        if self.native_depth:
+            return self._clean_depth(self.rows[index])
+        return self._clean_depth(self.rows[index], lambda depth: transforms.resize_depth(crop(depth), self.image_size))
+
+    def _clean_depth(self, row: Row, pick: Callable[[np.ndarray], np.ndarray] = lambda depth: depth) -> Tensor:
+        """Return the pixels that ``pick`` takes out of a map, in metres, holes 0: [1, h, w]."""
+        depth, to_metres = self.read_depth(row)  # [H, W]
+        metres = to_metres(pick(depth))  # [1, h, w]
+        return transforms.clean_depth(metres, self.max_depth, self.min_depth, beyond=self.beyond_max_depth)
 
     def _check_options(
         self,
@@ -283,6 +313,10 @@ class DepthDataset(Dataset):
             raise OptionError("a seed must not be negative")
         if self.crops is not None and (modalities is None or set(modalities) - {"rgb", "depth"}):
             raise OptionError("crops are of pictures: a sample of echoes shows the whole scene")
+        if self.cache_dir is not None and self.crops is not None:
+            raise OptionError("--cache_dir keeps whole views; crops are drawn anew each epoch: say --fixed_views")
+        if self.cache_dir is not None and self.native_depth:
+            raise OptionError("--cache_dir keeps maps of one size, not of their own")
 
     def _held_out(self, rows: list[Row], holdout: str | None) -> list[Row]:
         """Train and val drop the locations held out, test keeps only them."""
@@ -344,6 +378,11 @@ class DepthDataset(Dataset):
         return labelled
 
 
+def depth_from_metres(values: np.ndarray) -> Tensor:
+    """[H, W] metres of any numeric type -> [1, H, W] float32 metres; NaN and infinity pass through."""
+    return torch.from_numpy(values.astype(np.float32))[None]
+
+
 def depth_from_millimetres(values: np.ndarray) -> Tensor:
     """[H, W] millimetres of any numeric type -> [1, H, W] float32 metres; NaN and infinity pass through."""
-    return torch.from_numpy(values.astype(np.float32))[None] / 1000
+    return depth_from_metres(values) / 1000

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataloaders.base import SCRIPTS_WITHOUT_RGB, SPLITS, DepthDataset, Row, depth_from_millimetres
+from dataloaders.base import SCRIPTS_WITHOUT_RGB, SPLITS, DepthDataset, Row, ToMetres, depth_from_millimetres
 from dataloaders.readers import Table, read_npy, read_wav, safe_path
 from dataloaders.transforms import cut_samples
 from errors import DataError
@@ -30,8 +30,8 @@ class BatVision(DepthDataset):
         "--dataset simulated needs no download"
     )
 
-    def read_depth(self, row: Row) -> Tensor:
-        """Millimetres [H, W], integer or float -> metres [1, H, W].
+    def read_depth(self, row: Row) -> tuple[np.ndarray, ToMetres]:
+        """Millimetres [H, W], integer or float.
 
         Raises:
             DataError: the array is not two-dimensional, or is in metres.
@@ -42,7 +42,7 @@ class BatVision(DepthDataset):
             measured = values[np.isfinite(values) & (values > 0)]
             if measured.size and measured.max() < LARGEST_METRES:
                 raise DataError(f"{path} reaches {measured.max():g}: that is metres; BatVision stores millimetres")
-        return depth_from_millimetres(values)
+        return values, depth_from_millimetres
 
     def why_not(self, modality: str) -> str:
         """Name the scripts that need no picture where there is none."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from dataloaders.base import DepthDataset
+from dataloaders.sample_cache import SampleCache
 from errors import DataError, OptionError
 
 
@@ -145,12 +146,14 @@ def create_loader(
 ) -> DataLoader:
     """Make the loader of one data set for one process. ``loader.batch_sampler.start_epoch(epoch)`` begins an epoch.
 
+    Where the data set has a ``cache_dir``, what its cache lacks is prepared here.
+
     Args:
         dataset: the split to draw from.
         batch_size: the global one, divided over ``world_size`` processes.
         shuffle: True for training, False for evaluation (all rows, in order).
         seed: of the order; augmentation has the data set's own.
-        num_workers: processes that read; they change the speed, never a sample.
+        num_workers: processes that read, and fill the cache; they change the speed, never a sample.
         rank: which of the training processes this one is.
         world_size: how many of them there are.
         drop_last: leave out the last incomplete batch; None does so in training.
@@ -159,7 +162,7 @@ def create_loader(
 
     Raises:
         OptionError: ``batch_size`` cannot be divided over the processes.
-        DataError: no pair has a label and ``only_labelled`` is set.
+        DataError: no pair has a label and ``only_labelled`` is set; a sample for the cache cannot be prepared.
     """
     indices: np.ndarray = np.arange(len(dataset))
     if shuffle and only_labelled:
@@ -179,6 +182,8 @@ def create_loader(
         drop_last=shuffle if drop_last is None else drop_last,
         steps=steps,
     )
+    if dataset.cache_dir is not None and dataset.cache is None:
+        dataset.cache = SampleCache(dataset.cache_dir, dataset, num_workers)
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from dataloaders.base import DepthDataset, Row, depth_from_millimetres, log
+from dataloaders.base import DepthDataset, Row, ToMetres, depth_from_metres, depth_from_millimetres, log
 from dataloaders.matlab import LabelledFile, read_splits
 from dataloaders.readers import natural_order, read_image, safe_path
 from errors import DataError
@@ -190,14 +189,14 @@ class NYU(DepthDataset):
             return Image.fromarray(self._matlab.picture(row.number))
         return read_image(row.files["rgb"][0])
 
-    def read_depth(self, row: Row) -> Tensor:
-        """[1, H, W] metres, the unit told by split and type.
+    def read_depth(self, row: Row) -> tuple[np.ndarray, ToMetres]:
+        """Map [H, W], its unit told by split and type.
 
         Raises:
             DataError: the map is not single-channel, of another type, or out of its unit's range.
         """
         if self.layout == "matlab":
-            return torch.from_numpy(self._matlab.depth(row.number))[None]
+            return self._matlab.depth(row.number), depth_from_metres
         path = row.files["depth"][0]
         values = np.asarray(read_image(path))
         if values.ndim != 2 or values.dtype.kind not in "iu":
@@ -209,11 +208,16 @@ class NYU(DepthDataset):
                 raise DataError(
                     f"{path} has 8 bits; only nyu2_train.csv has 8-bit maps, this one must hold millimetres"
                 )
-            return torch.from_numpy(values.astype(np.float32))[None] * (METRES_AT_255 / 255)
+            return values, depth_from_8_bits
         largest = int(values.max())
         if largest and not LEAST_MILLIMETRES < largest <= MOST_MILLIMETRES:
             raise DataError(f"{path} reaches {largest}: 16-bit maps hold millimetres, {LEAST_MILLIMETRES} to 10,000")
-        return depth_from_millimetres(values)
+        return values, depth_from_millimetres
+
+
+def depth_from_8_bits(values: np.ndarray) -> Tensor:
+    """[H, W] uint8, 255 at 10 m -> [1, H, W] float32 metres."""
+    return depth_from_metres(values) * (METRES_AT_255 / 255)
 
 
 def _row(source: str, number: int, rgb: str, depth: str, scene: str | None, name: str = "") -> Row:

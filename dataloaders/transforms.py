@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ N_MELS = 32
 RGB_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Size = int | tuple[int, int]
+Map = TypeVar("Map", np.ndarray, Tensor)
 
 
 def size_pair(image_size: Size | list[int]) -> tuple[int, int]:
@@ -71,23 +72,34 @@ def clean_depth(depth: Tensor, max_depth: float, min_depth: float = 0.0, *, beyo
     return torch.where(valid, depth, torch.zeros_like(depth)).clamp(max=max_depth)
 
 
-def crop_depth(depth: Tensor, box: Sequence[float], height: int, width: int) -> Tensor:
-    """Cut out the part of a map [1, H, W] under a box of a picture of ``height`` and ``width``: [1, h, w].
+def crop_depth(depth: Map, box: Sequence[float], height: int, width: int) -> Map:
+    """Cut out the part of a map [..., H, W] under a box of a picture of ``height`` and ``width``: [..., h, w].
 
     Whole pixels, at least one: of what lies at the rim, those whose larger part is inside.
     """
     down, across = depth.shape[-2] / height, depth.shape[-1] / width
     left, top, right, bottom = (round(edge * by) for edge, by in zip(box, (across, down, across, down), strict=True))
     left, top = min(left, depth.shape[-1] - 1), min(top, depth.shape[-2] - 1)
-    return depth[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+    return depth[..., top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
-def resize_depth(depth: Tensor, image_size: Size) -> Tensor:
-    """[1, H, W] -> [1, S, S] by nearest-exact: every value was measured, none is blended with a hole."""
-    size = size_pair(image_size)
-    if tuple(depth.shape[-2:]) == size:
+def resize_depth(depth: Map, image_size: Size) -> Map:
+    """[..., H, W] -> [..., S, S] by nearest-exact: every value was measured, none is blended with a hole.
+
+    A map may be of any type and in any unit: to pick its pixels first and to convert them then is the same, and less.
+    """
+    height, width = size_pair(image_size)
+    if tuple(depth.shape[-2:]) == (height, width):
         return depth
-    return torch.nn.functional.interpolate(depth[None], size=size, mode="nearest-exact")[0]  # [1, S, S]
+    rows, columns = nearest_pixels(depth.shape[-2], height), nearest_pixels(depth.shape[-1], width)
+    return depth[..., rows, :][..., columns]  # [..., S, S]
+
+
+@lru_cache(maxsize=64)
+def nearest_pixels(old: int, new: int) -> np.ndarray:
+    """[new] int64: which pixels of a side of ``old`` are taken. What the resize makes of 0, 1, 2, ... says it."""
+    places = torch.arange(old, dtype=torch.float32)[None, None]
+    return torch.nn.functional.interpolate(places, size=new, mode="nearest-exact")[0, 0].long().numpy()
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures

@@ -6,7 +6,6 @@ so a run that was stopped, in whatever way, goes on where it ended; the CSV file
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import selectors
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from errors import DataError, OptionError
 from simulation.layouts import LAYOUTS, PARTIAL, Settings, store
+from training.files import locked
 
 VERSION = 1  # of the generator: raise it with every change that changes a byte of the data
 MANIFEST = "simulation.json"
@@ -105,13 +105,12 @@ def _is_written(path: Path) -> bool:
 def _locked(root: Path, progress: bool) -> Iterator[None]:
     """Have the folder to ourselves; the lock ends with the process."""
     root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress:
-                print(f"waiting for another process that simulates {root}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def say() -> None:
+        if progress:
+            print(f"waiting for another process that simulates {root}", file=sys.stderr)
+
+    with locked(root / LOCK, say):
         yield
 
 

@@ -17,7 +17,9 @@ FLOORS = [
      "training.engine", "training.experiment", "training.baselines", "training.micro_batches",
      "training.teacher_cache"},
     {"models", "dataloaders", "simulation", "utils_distillation_loss", "training.depth_losses", "training.metrics",
-     "training.alignment", "training.files", "training.memory"},
+     "training.alignment"},
+    {"training.mapped_rows"},
+    {"training.files", "training.memory"},
     {"errors"},
 ]  # fmt: skip
 SAME_FLOOR = {

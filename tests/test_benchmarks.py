@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from benchmarks import (
     activation_memory,
     audio_student,
+    bench_data,
     bench_distill_any_depth,
     bench_inference,
     bench_training,
@@ -20,6 +22,7 @@ from benchmarks import (
     measure,
     snippet_faults,
 )
+from dataloaders import create_dataset
 from models import create_model
 from training.checkpoint import FORMAT, save_checkpoint
 
@@ -213,3 +216,34 @@ def test_inference_is_measured(run_cli):
     assert code == 0 and out.count("| unet_256, plain |") == 2 and out.count("rgb_depth 2, ") == 4
     code, _, errors = run_cli(bench_inference.main, *flags, "--attention_levels", 5)
     assert code == 2 and "--attention_levels" in errors
+
+
+def test_the_plain_loader_does_what_ours_does(tmp_path):
+    """The same echo, and the same depth where the neighbours that it blends are alike: at its own size."""
+    bench_data.write_files(tmp_path / "data", 2)
+    plain = bench_data.PlainDataset(tmp_path / "data", 2, ("audio", "depth", "rgb"), 64)[1]
+    ours = create_dataset("batvisionv2", tmp_path / "data", "train", 64, bench_data.MAX_DEPTH)[1]
+    assert torch.allclose(plain["audio"], ours["audio"], atol=1e-6)
+    assert {key: value.shape for key, value in plain.items()} == {key: ours[key].shape for key in plain}
+    native = create_dataset("batvisionv2", tmp_path / "data", "train", 64, bench_data.MAX_DEPTH, native_depth=True)[1]
+    assert native["depth"].shape == (1, 720, 1280)
+    assert plain["depth"].mean() == pytest.approx(float(native["depth"].mean()), rel=0.01)
+
+
+def test_the_speed_of_loaders_is_measured(tmp_path, run_cli):
+    level = logging.getLogger("dataloaders").level
+    flags = ("--samples", 2, "--rounds", 1, "--image_size", 32, "--json", tmp_path / "data.json")
+    code, out, _ = run_cli(bench_data.main, *flags)
+    logging.getLogger("dataloaders").setLevel(level)
+    assert code == 0
+    report = json.loads((tmp_path / "data.json").read_text())
+    for case, rates in report["samples_per_second"].items():
+        (row,) = (line for line in out.splitlines() if line.startswith(f"| {case} |"))
+        assert f"({rates['warm'][0] / rates['plain'][0]:.1f} x)" in row
+        assert rates["warm"][0] > 2 * rates["plain"][0]
+
+
+def test_a_ratio_is_of_neighbours():
+    """Plain 1, 10, 100 and warm 5, 20, 900: the ratios 5, 2, 9, whose median is not the ratio of the medians."""
+    rates = {"plain": [1.0, 10.0, 100.0], "no cache": [1.0] * 3, "cold": [1.0] * 3, "warm": [5.0, 20.0, 900.0]}
+    assert bench_data.rows_of({"case": rates})[0]["warm"] == "20 (5.0 x)"

@@ -1,10 +1,15 @@
 """A file is whole or not there: training/files.py."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from training.files import write_whole
+from training.files import locked, write_whole
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def names(folder):
@@ -58,3 +63,23 @@ def test_a_durable_file_is_on_the_disk_before_its_name_is_and_the_name_after(tmp
     with write_whole(path, durable=True) as file:
         file.write(b"new")
     assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def test_a_lock_is_waited_for_and_ends_with_its_process(tmp_path):
+    """Another process takes the lock and is killed."""
+    code = "import sys, time; from pathlib import Path; from training.files import locked\n"
+    code += "with locked(Path(sys.argv[1])): print('taken', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert holder.stdout.readline() == b"taken\n"
+    waited = []
+
+    def waiting():
+        waited.append(holder.poll())
+        holder.kill()
+
+    with locked(tmp_path / "lock", waiting):
+        assert holder.wait() != 0
+    assert waited == [None], "it was alive when we came"
+    holder.stdout.close()
+    with locked(tmp_path / "lock", lambda: pytest.fail("nobody is there")):
+        pass

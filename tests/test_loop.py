@@ -69,7 +69,7 @@ def test_a_nan_stops_the_run_before_it_reaches_the_weights(rooms, tmp_path, opti
 
 def test_blank_maps_are_counted(rooms, tmp_path, capsys):
     dataset = create_dataset("simulated", rooms, "train", image_size=32, modalities={"rgb", "depth"})
-    dataset._clean_depth = lambda row: torch.zeros(1, 32, 32)
+    dataset._clean_depth = lambda row, pick: torch.zeros(1, 32, 32)
     loader = create_loader(dataset, 4, shuffle=True, num_workers=0)
     fabric = Fabric(accelerator="cpu", devices=1)
     task = SupervisedDepthTask(create_model("rgb_depth", base_channels=4), {"l1": 1.0, "smooth": 0.1})

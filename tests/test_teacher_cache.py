@@ -67,7 +67,7 @@ def test_a_row_counts_only_once_its_flag_is_on_the_disk(tmp_path, monkeypatch, a
     def kill():
         raise KilledError
 
-    monkeypatch.setattr(cache._rows if at == "rows" else cache._done, "flush", kill)
+    monkeypatch.setattr(cache._maps.values if at == "rows" else cache._maps.done, "flush", kill)
     with pytest.raises(KilledError):
         cache.answer(*teacher.of([2]))
     del cache

@@ -115,6 +115,9 @@ def add_data_options(parser: argparse.ArgumentParser, *, dataset: str = "batvisi
         "--min_depth", type=positive_float, default=1e-3, metavar="M", help="nearer depth is invalid [m]"
     )
     group.add_argument("--num_workers", type=non_negative_int, default=4, metavar="N", help="loader processes")
+    group.add_argument(
+        "--cache_dir", type=Path, metavar="DIR", help="keep prepared samples here, and read them in every later epoch"
+    )
     group.add_argument("--holdout_location", metavar="NAME[,NAME]", help="keep these locations for the test split")
     group.add_argument(
         "--label_fraction", type=fraction, default=1.0, metavar="F", help="share of training pairs with depth"
@@ -335,6 +338,7 @@ def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
         "label_seed": args.label_seed,
         "augment": args.augment,
         "seed": args.seed,
+        "cache_dir": args.cache_dir,
     }
     if hasattr(args, "audio_format"):
         options |= {"audio_format": args.audio_format, "resample": args.resample}
