@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 
 from dataloaders import transforms
 from dataloaders.crops import CropRule, boxes_within, draw_crops
+from dataloaders.problems import Problem
 from dataloaders.readers import Listing, read_image
 from dataloaders.transforms import Size, size_pair
 from errors import DataError, OptionError
@@ -33,7 +35,10 @@ SCRIPTS_WITHOUT_RGB = "train_binaural_attention.py, train_baseline.py"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One instance: its name, where the data set names it, and its files by modality ((): no such file is named)."""
+    """One instance: its name, where the data set names it, and its files by modality.
+
+    (): no such file is named; a modality that is absent: what is named was noted as a problem.
+    """
 
     id: str
     source: str
@@ -61,6 +66,9 @@ class DepthDataset(Dataset):
 
     A modality that the data set cannot supply, or that was not asked for, is absent. What is random in a sample comes
     from (seed, epoch, i) alone, whichever process reads it.
+
+    The first thing that is wrong with the folder ends it. Where a list of ``problems`` is given, each :class:`Problem`
+    is added to that instead, and the rows and files that are in order make the data set; nothing is written.
 
     Attributes:
         ids: name of each row.
@@ -103,6 +111,7 @@ class DepthDataset(Dataset):
         native_depth: bool = False,
         crops: CropRule | None = None,
         rgb_filter: str = "bilinear",
+        problems: list[Problem] | None = None,
     ) -> None:
         self.dataset_dir = str(dataset_dir if dataset_dir is not None else self.default_dir)
         self.split = split
@@ -128,20 +137,36 @@ class DepthDataset(Dataset):
 
         self._wanted = frozenset(MODALITIES if modalities is None else modalities)
         self._listing = Listing()
-        self.prepare_folder()
+        self._problems = problems
+        if problems is None:
+            self.prepare_folder()
         if not Path(self.dataset_dir).is_dir():
             raise DataError(f"{self.dataset_dir} is no folder; {self.where_to_get_it}")
-        self.rows = self._held_out(self.find_rows(), holdout_location)
+        try:
+            self.rows = self._held_out(self.find_rows(), holdout_location)
+        except OSError as error:
+            raise DataError(f"{self.dataset_dir} cannot be read ({error}); check its permissions") from None
         if not self.rows:
             raise DataError(f"{self.dataset_dir}: the {split} split is empty; {self.where_to_get_it}")
         self.supplied = self._find_supplied()
         self.modalities = self._choose_modalities(modalities)
         self._check_files()
+        self._tell_repeated_rows()
         self.ids = [row.id for row in self.rows]
         self.locations = [row.location for row in self.rows]
         self.labelled = self._draw_labelled(label_fraction if split == "train" else 1.0, label_seed)
 
     # ------------------------------------------------------------------------------------ what a data set fills in
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Return whether a folder looks like this data set, from a few names in it."""
+        return False
+
+    @classmethod
+    def splits_in(cls, folder: Path) -> tuple[str, ...]:
+        """Return the splits that there should be in a folder."""
+        return SPLITS
 
     def prepare_folder(self) -> None:
         """Called first of all, for a data set that can make its own files."""
@@ -161,6 +186,10 @@ class DepthDataset(Dataset):
     def read_audio(self, row: Row) -> Tensor:
         """Sound of the two ears [2, N] at 44.1 kHz."""
         raise NotImplementedError
+
+    def sample_rate(self, row: Row) -> int | None:
+        """Hz at which a row's sound was recorded; None where its files do not say."""
+        return None
 
     def read_depth(self, row: Row) -> Tensor:
         """Depth in metres [1, H, W] float32 as measured: holes may still be NaN, infinite, zero or negative."""
@@ -184,18 +213,19 @@ class DepthDataset(Dataset):
         index = range(len(self.rows))[index]  # negative indices, and IndexError past the end
         row = self.rows[index]
         sample: dict[str, Any] = {"id": row.id, "index": index}
-        try:
-            if "audio" in self.modalities:
+        if "audio" in self.modalities:
+            with self._naming(index, "audio"):
                 sample["audio"] = transforms.prepare_audio(self.read_audio(row), self.preprocessing)  # [2, S, S]
-            if self.crops is not None:
+        if self.crops is not None:
+            with self._naming(index, "rgb"):
                 sample |= self._cropped(index, self.crops, np.random.default_rng((self.seed, epoch, index, 1)))
-            else:
-                if "rgb" in self.modalities:
+        else:
+            if "rgb" in self.modalities:
+                with self._naming(index, "rgb"):
                     sample["rgb"] = transforms.prepare_rgb(self.read_rgb(row), self.preprocessing)  # [3, S, S]
-                if "depth" in self.modalities:
+            if "depth" in self.modalities:
+                with self._naming(index, "depth"):
                     sample["depth"] = self._depth(index)  # [1, S, S]
-        except DataError as error:
-            raise DataError(f"{error} ({self.row_name(index)})") from None
         if self.augment:
             sample = transforms.augment_sample(sample, np.random.default_rng((self.seed, epoch, index)))
         return sample
@@ -215,17 +245,39 @@ class DepthDataset(Dataset):
             DataError: no row has a label, or no label has one valid pixel.
         """
         for index in np.flatnonzero(self.labelled).tolist():
-            try:
+            with self._naming(index, "depth"):
                 if self._clean_depth(self.rows[index]).any():
                     return
-            except DataError as error:
-                raise DataError(f"{error} ({self.row_name(index)})") from None
         raise DataError(
             f"{self.dataset_dir}: not one of the {len(self)} {self.split} pairs has a valid depth pixel "
             f"({int(self.labelled.sum())} name a depth map); check the depth files and --label_fraction"
         )
 
     # ------------------------------------------------------------------------------------------------------ inner parts
+
+    @contextmanager
+    def noting(self, kind: str, file: str, row: int | None = None, table: str | None = None) -> Iterator[None]:
+        """Around what concerns one row or file alone: with a list of problems, a DataError is noted, not the end.
+
+        The arguments are those of :class:`Problem`, the names as they are in errors.
+        """
+        try:
+            yield
+        except DataError as error:
+            if self._problems is None:
+                raise
+            self._problems.append(Problem.of(error, kind, self.dataset_dir, file, row, table))
+
+    @contextmanager
+    def _naming(self, index: int, modality: str) -> Iterator[None]:
+        """Around the reading of a row: a DataError names the file, of ``modality`` if it names none, and the row."""
+        try:
+            yield
+        except DataError as error:
+            files = self.rows[index].files
+            named = any(path in str(error) for paths in files.values() for path in paths)
+            file = "" if named else f"{files[modality][0]}: "
+            raise DataError(f"{file}{error} ({self.row_name(index)})") from None
 
     def _cropped(self, index: int, rule: CropRule, rng: np.random.Generator) -> dict[str, Tensor]:
         """Read a picture, and its depth, and cut the views of a rule out of them."""
@@ -324,14 +376,35 @@ class DepthDataset(Dataset):
         """Every file that a row names exists, and every row has its sound and its picture: known before training."""
         for index, row in enumerate(self.rows):
             for modality in self.modalities:
-                paths = row.files.get(modality, ())
-                if not paths and modality != "depth":
-                    raise DataError(
-                        f"{self.row_name(index)}: no {modality} file is named; fill the cell or drop the row"
-                    )
-                for path in paths:
-                    if path not in self._listing:
+                paths = row.files.get(modality)
+                if paths is None:
+                    continue
+                with self.noting("table", row.source, row.number):
+                    if not paths and modality != "depth":
+                        raise DataError(
+                            f"{self.row_name(index)}: no {modality} file is named; fill the cell or drop the row"
+                        )
+                for path in self._listing.missing(paths):
+                    row.files.pop(modality, None)
+                    with self.noting("missing file", path, row.number, row.source):
                         raise DataError(f"{path} is missing ({self.row_name(index)}); copy the file or drop the row")
+
+    def _tell_repeated_rows(self) -> None:
+        """A row that stands twice in a table counts twice, in training as in a score."""
+        first: dict[Any, int] = {}
+        repeated = []
+        for index, row in enumerate(self.rows):
+            earlier = first.setdefault((row.id, *row.files.values()), index)
+            if earlier != index:
+                repeated.append(index)
+                if self._problems is not None:
+                    error = DataError(f"names the files of {self.row_name(earlier)} again; drop one of the two")
+                    self._problems.append(Problem.of(error, "repeated row", self.dataset_dir, row.source, row.number))
+        if repeated and self._problems is None:
+            log.warning(
+                "%s: %d of the %d %s rows name the files of an earlier row and count again, the first in %s",
+                self.dataset_dir, len(repeated), len(self), self.split, self.row_name(repeated[0]),
+            )  # fmt: skip
 
     def _draw_labelled(self, fraction: float, seed: int) -> np.ndarray:
         """[N] bool. The first round(F n) pairs of one permutation: a smaller share is part of a larger one."""
@@ -346,4 +419,10 @@ class DepthDataset(Dataset):
 
 def depth_from_millimetres(values: np.ndarray) -> Tensor:
     """[H, W] millimetres of any numeric type -> [1, H, W] float32 metres; NaN and infinity pass through."""
-    return torch.from_numpy(values.astype(np.float32))[None] / 1000
+    return torch.from_numpy(as_float32(values))[None] / 1000
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """Return numbers of any type as float32; what that cannot hold is infinite, and judged as such."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
