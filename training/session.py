@@ -173,6 +173,7 @@ def run_training(
             save_grid(path, columns(batch, prediction), batch["id"], f"{args.experiment_name}, epoch {progress.epoch}")
             log.picture("validation", path, progress.step)
         save_checkpoint(state, experiment.checkpoints / "last.pth")
+        experiment.remove_replaced()
 
     networks = {"val": student, **{f"val_{name}": model for name, model in task.watched().items()}}
     scored: Any = (fabric, networks, val_loader, args.limit_val_batches, validation.scoring, {})
