@@ -179,7 +179,7 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
                 f"--protocol {protocol} is of networks that give depth; {path} is a {model.name}, which gives "
                 f"{model.output} without scale and shift: use --protocol disparity_lsq"
             )
-        data = data_options(args, checkpoint)
+        data = data_options(args, checkpoint, path)
         if candidates:  # the samples are the first one's, the preprocessing is its own
             data |= {key: candidates[0].data[key] for key in ("name", "dataset_dir", "holdout_location")}
         if data["name"] == "nyu":  # scored at the size and in the range of what was measured, whatever was learnt from
@@ -254,14 +254,14 @@ def describe(scoring: Scoring) -> dict[str, Any]:
     }
 
 
-def data_options(args: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def data_options(args: argparse.Namespace, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the arguments of ``create_dataset``: the checkpoint's preprocessing, on the data set that is asked for.
 
     Which pairs had labels, and which locations were held out, is taken from the checkpoint where the data set is the
     one that it was trained on.
     """
     trained: dict[str, Any] = checkpoint["args"]
-    data = dataset_options_of(checkpoint)
+    data = dataset_options_of(checkpoint, path)
     same = args.dataset in (None, trained["dataset"]) and (
         args.dataset_dir is None or str(args.dataset_dir) == trained["dataset_dir"]
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import CheckpointError, OptionError
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, require_entries
 from training.options import plain_arguments
 
 # What a run writes, folder by folder: nothing else is ever moved or removed.
@@ -103,6 +103,8 @@ class Experiment:
         checkpoint = load_checkpoint(path)
         if "training" not in checkpoint:
             raise CheckpointError(f"{path}: holds weights but no training state to resume; use --init_from {path}")
+        require_entries(checkpoint, path, "best", "epoch")
+        require_entries({"checkpoint": checkpoint}, path, "checkpoint", "args", "step")
         return Start(checkpoint, path)
 
     def begin(self, args: argparse.Namespace, start: Start) -> list[str]:
