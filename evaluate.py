@@ -6,7 +6,6 @@ import argparse
 import csv
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +19,14 @@ from torch.utils.data import DataLoader
 
 from dataloaders import DATASETS, DEFAULT_MAX_DEPTHS, DepthDataset, create_dataset, create_loader
 from dataloaders.transforms import size_pair
-from errors import DataError, OptionError, run_script
+from errors import CheckpointError, DataError, OptionError, from_worker, run_script
 from models import DepthModel
 from training import loop, options
 from training.alignment import PROTOCOLS
 from training.baselines import FixedPrediction, fit_baselines
-from training.checkpoint import dataset_options_of, load_model, published_preprocessing
+from training.checkpoint import dataset_options_of, load_model, published_preprocessing, require_entries
 from training.engine import create_fabric
-from training.files import write_whole
+from training.files import write_json, write_whole, writing
 from training.metrics import DEPTH_BINS, EIGEN_CROP, EIGEN_FRAME, NYU_RANGE, MetricTable, Scoring, scoring_on
 from training.session import depth_columns, sample_columns
 from training.visualization import save_grid
@@ -144,11 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{unlabelled} of {len(first.dataset)} images have no valid depth pixel and are not scored")
 
     experiment = args.output_dir / "results" / first.checkpoint["args"]["experiment_name"]
-    cases = args.cases or experiment / f"{first.data['name']}_{args.split}_cases.png"
-    save_cases(cases, fabric, candidates)
-    print(f"cases from the best to the worst: {cases}")
     if args.per_image:
-        write_per_image(args.per_image, first)
+        with writing(args.per_image):
+            write_per_image(args.per_image, first)
         print(f"metrics of each image: {args.per_image}")
     if args.json:
         report |= {
@@ -158,8 +155,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "split": args.split,
             "scoring": describe(scoring),
         }
-        write_json(args.json, report)
+        write_json(report, args.json)
         print(f"figures: {args.json}")
+    cases = args.cases or experiment / f"{first.data['name']}_{args.split}_cases.png"
+    with writing(cases):
+        save_cases(cases, fabric, candidates)
+    print(f"cases from the best to the worst: {cases}")
 
 
 def load_candidates(args: argparse.Namespace) -> list[Candidate]:
@@ -173,13 +174,16 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
     for path in args.checkpoint:
         model, checkpoint = load_model(path)
         checkpoint = checkpoint or stand_in(candidates[0].data["name"] if candidates else args.dataset, model, path)
+        require_entries(checkpoint, path, "args", "experiment_name", "label_fraction", "label_seed")
+        if not options.is_folder_name(f"{checkpoint['args']['experiment_name']}"):
+            raise CheckpointError(f"{path}: its experiment_name is a path; results are written by name only")
         protocol = protocol or ("metric" if PROTOCOLS["metric"].accepts(model.output) else "disparity_lsq")
         if not PROTOCOLS[protocol].accepts(model.output):
             raise OptionError(
                 f"--protocol {protocol} is of networks that give depth; {path} is a {model.name}, which gives "
                 f"{model.output} without scale and shift: use --protocol disparity_lsq"
             )
-        data = data_options(args, checkpoint)
+        data = data_options(args, checkpoint, path)
         if candidates:  # the samples are the first one's, the preprocessing is its own
             data |= {key: candidates[0].data[key] for key in ("name", "dataset_dir", "holdout_location")}
         if data["name"] == "nyu":  # scored at the size and in the range of what was measured, whatever was learnt from
@@ -254,14 +258,14 @@ def describe(scoring: Scoring) -> dict[str, Any]:
     }
 
 
-def data_options(args: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def data_options(args: argparse.Namespace, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the arguments of ``create_dataset``: the checkpoint's preprocessing, on the data set that is asked for.
 
     Which pairs had labels, and which locations were held out, is taken from the checkpoint where the data set is the
     one that it was trained on.
     """
     trained: dict[str, Any] = checkpoint["args"]
-    data = dataset_options_of(checkpoint)
+    data = dataset_options_of(checkpoint, path)
     same = args.dataset in (None, trained["dataset"]) and (
         args.dataset_dir is None or str(args.dataset_dir) == trained["dataset_dir"]
     )
@@ -279,13 +283,12 @@ def fit_baselines_of(args: argparse.Namespace, data: dict[str, Any]) -> dict[str
     try:
         train = create_dataset(**{**data, "native_depth": False}, split="train", modalities={"depth"})
         loader = create_loader(train, args.batch_size, shuffle=False, num_workers=args.num_workers)
-    except DataError as error:
-        print(f"no baselines: {error}")
-        return {}
-    if not train.labelled.any():
+        if train.labelled.any():
+            return fit_baselines(loader)
         print("no baselines: no training pair has depth")
-        return {}
-    return fit_baselines(loader)
+    except DataError as error:
+        print(f"no baselines: {from_worker(error)}")
+    return {}
 
 
 def write_per_image(path: Path, candidate: Candidate) -> None:
@@ -326,8 +329,7 @@ def save_cases(path: Path, fabric: Fabric, candidates: list[Candidate]) -> None:
     else:
         chosen = [ranked[i * (len(ranked) - 1) // max(1, count - 1)] for i in range(count)]
     predictions = [[predict_one(fabric, candidate, index) for index in chosen] for candidate in candidates]
-    shown = create_dataset(**first.data, split=first.dataset.split)  # all that it can supply, to look at
-    samples = [shown[index] for index in chosen]
+    samples = shown_samples(first, chosen)
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
     if len(candidates) == 1:
         columns = depth_columns(batch, predictions[0])
@@ -336,6 +338,16 @@ def save_cases(path: Path, fabric: Fabric, candidates: list[Candidate]) -> None:
         columns += [(c.label, "depth", depths) for c, depths in zip(candidates, predictions, strict=True)]
     titles = [f"{name}\nRMSE {errors[index]:.2f} m" for index, name in zip(chosen, batch["id"], strict=True)]
     save_grid(path, columns, titles, f"from the best to the worst case of {first.label}")
+
+
+def shown_samples(candidate: Candidate, chosen: Sequence[int]) -> list[dict[str, Any]]:
+    """Return samples with all that the data set can supply, to look at; where that is broken, with what was scored."""
+    try:
+        shown = create_dataset(**candidate.data, split=candidate.dataset.split)
+        return [shown[index] for index in chosen]
+    except DataError as error:
+        print(f"the cases are shown without what the network does not take: {error}")
+        return [candidate.dataset[index] for index in chosen]
 
 
 def predict_one(fabric: Fabric, candidate: Candidate, index: int) -> Tensor:
@@ -351,14 +363,6 @@ def print_table(title: str, rows: dict[str, dict[str, Any]], metrics: Sequence[s
     print("\n" + title.ljust(width) + "".join(f"{metric:>9}" for metric in metrics) + f"{'images':>9}")
     for name, row in rows.items():
         print(name.ljust(width) + "".join(f"{row[metric]:9.4f}" for metric in metrics) + f"{row['n_images']:9d}")
-
-
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Write a report, whole or not at all; a figure that is not a number is written as null."""
-    plain = json.loads(json.dumps(report), parse_constant=lambda name: None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as file:
-        file.write(f"{json.dumps(plain, indent=2, allow_nan=False)}\n".encode())
 
 
 if __name__ == "__main__":

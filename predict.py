@@ -21,7 +21,7 @@ from dataloaders.readers import natural_order
 from errors import DataError, OptionError, run_script
 from models import DepthModel
 from training import loop, options
-from training.checkpoint import load_model, published_preprocessing
+from training.checkpoint import load_model, published_preprocessing, require_entries
 from training.engine import create_fabric
 from training.files import write_whole
 from training.task import Batch
@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, checkpoint = load_model(args.checkpoint)
     check_inputs(args, model)
     preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
+    hearing = ("audio_samples", "audio_format", "resample") if "audio" in model.inputs else ()
+    require_entries({"preprocessing": preprocessing}, args.checkpoint, "preprocessing", "image_size", *hearing)
     jobs = [replace(job, output=model.output) for job in find_jobs({key: getattr(args, key) for key in model.inputs})]
     check_outputs(jobs, args.output, overwrite=args.overwrite)
     fabric = create_fabric(args)

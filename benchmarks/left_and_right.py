@@ -61,7 +61,7 @@ def predict_both_ways(args: argparse.Namespace, path: Path) -> dict[str, Tensor]
     model = restore_model(checkpoint, path)
     if "audio" not in model.inputs:
         raise OptionError(f"--checkpoint {path}: {model.name} takes {' and '.join(model.inputs)}; it has no ears")
-    data = dataset_options_of(checkpoint)
+    data = dataset_options_of(checkpoint, path)
     data["dataset_dir"] = args.dataset_dir or data["dataset_dir"]
     dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
     dataset.require_depth()

@@ -21,6 +21,7 @@ from dataloaders.crops import CropRule
 from dataloaders.images import Images
 from dataloaders.loaders import EpochBatchSampler, collate, create_loader, create_loaders
 from dataloaders.nyu import NYU
+from dataloaders.problems import KINDS, Problem
 from dataloaders.readers import HeldFile, Source, read_image, read_wav
 from dataloaders.simulated import Simulated
 from dataloaders.transforms import (
@@ -32,13 +33,14 @@ from dataloaders.transforms import (
     prepare_wave,
     valid_depth,
 )
-from errors import OptionError
+from errors import DataError, OptionError
 
 __all__ = [
     "AUDIO_FORMATS",
     "DATASETS",
     "DEFAULT_DIRS",
     "DEFAULT_MAX_DEPTHS",
+    "KINDS",
     "MODALITIES",
     "SPLITS",
     "AudioFrontEnd",
@@ -46,6 +48,7 @@ __all__ = [
     "DepthDataset",
     "EpochBatchSampler",
     "HeldFile",
+    "Problem",
     "Source",
     "clean_depth",
     "collate",
@@ -53,6 +56,7 @@ __all__ = [
     "create_loader",
     "create_loaders",
     "create_training_data",
+    "find_dataset",
     "prepare_audio",
     "prepare_rgb",
     "prepare_wave",
@@ -93,7 +97,8 @@ def create_dataset(
             rates to 44.1 kHz), ``augment`` (training only), ``seed`` (of the augmentation), ``native_depth`` (leave the
             depth at its own size, for evaluation), ``crops`` (training only: views of a :class:`CropRule`),
             ``rgb_filter`` (``bilinear``, or ``bicubic`` for Depth Anything's networks: how pictures are resized),
-            ``cache_dir`` (keep prepared samples there, see :mod:`dataloaders.sample_cache`).
+            ``cache_dir`` (keep prepared samples there, see :mod:`dataloaders.sample_cache`), ``problems`` (a list of
+            :class:`Problem` that gets all that is wrong; else the first ends it).
 
     Raises:
         OptionError: an unknown name, or an option that this data set cannot honour.
@@ -102,6 +107,22 @@ def create_dataset(
     if name not in DATASETS:
         raise OptionError(f"unknown data set {name}; known: {', '.join(sorted(DATASETS))}")
     return DATASETS[name](dataset_dir, split, image_size, max_depth, audio_format, **options)
+
+
+def find_dataset(folder: str | Path) -> str:
+    """Return the name of the data set that a folder looks like, from a few names in it.
+
+    Raises:
+        DataError: it looks like none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; name that of a data set")
+    known = (Simulated, BatVisionV1, BatVisionV2, NYU, Images)  # rooms before the format that they are in
+    for data_set in known:
+        if data_set.is_in(folder):
+            return data_set.name
+    raise DataError(f"{folder} looks like none of {', '.join(sorted(DATASETS))} (docs/DATA.md says how these look)")
 
 
 def create_training_data(

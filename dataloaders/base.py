@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from dataloaders import transforms
 from dataloaders.crops import CropRule, boxes_within, draw_crops
+from dataloaders.problems import Problem
 from dataloaders.readers import Listing, read_image
 from dataloaders.sample_cache import SampleCache
 from dataloaders.transforms import Size, size_pair
@@ -38,7 +39,10 @@ SCRIPTS_WITHOUT_RGB = "train_binaural_attention.py, train_baseline.py"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One instance: its name, where the data set names it, and its files by modality ((): no such file is named)."""
+    """One instance: its name, where the data set names it, and its files by modality.
+
+    (): no such file is named; a modality that is absent: what is named was noted as a problem.
+    """
 
     id: str
     source: str
@@ -66,6 +70,9 @@ class DepthDataset(Dataset):
 
     A modality that the data set cannot supply, or that was not asked for, is absent. What is random in a sample comes
     from (seed, epoch, i) alone, whichever process reads it.
+
+    The first thing that is wrong with the folder ends it. Where a list of ``problems`` is given, each :class:`Problem`
+    is added to that instead, and the rows and files that are in order make the data set; nothing is written.
 
     Attributes:
         ids: name of each row.
@@ -111,6 +118,7 @@ class DepthDataset(Dataset):
         crops: CropRule | None = None,
         rgb_filter: str = "bilinear",
         cache_dir: str | Path | None = None,
+        problems: list[Problem] | None = None,
     ) -> None:
         self.dataset_dir = str(dataset_dir if dataset_dir is not None else self.default_dir)
         self.split = split
@@ -138,20 +146,36 @@ class DepthDataset(Dataset):
 
         self._wanted = frozenset(MODALITIES if modalities is None else modalities)
         self._listing = Listing()
-        self.prepare_folder()
+        self._problems = problems
+        if problems is None:
+            self.prepare_folder()
         if not Path(self.dataset_dir).is_dir():
             raise DataError(f"{self.dataset_dir} is no folder; {self.where_to_get_it}")
-        self.rows = self._held_out(self.find_rows(), holdout_location)
+        try:
+            self.rows = self._held_out(self.find_rows(), holdout_location)
+        except OSError as error:
+            raise DataError(f"{self.dataset_dir} cannot be read ({error}); check its permissions") from None
         if not self.rows:
             raise DataError(f"{self.dataset_dir}: the {split} split is empty; {self.where_to_get_it}")
         self.supplied = self._find_supplied()
         self.modalities = self._choose_modalities(modalities)
         self._check_files()
+        self._tell_repeated_rows()
         self.ids = [row.id for row in self.rows]
         self.locations = [row.location for row in self.rows]
         self.labelled = self._draw_labelled(label_fraction if split == "train" else 1.0, label_seed)
 
     # ------------------------------------------------------------------------------------ what a data set fills in
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Return whether a folder looks like this data set, from a few names in it."""
+        return False
+
+    @classmethod
+    def splits_in(cls, folder: Path) -> tuple[str, ...]:
+        """Return the splits that there should be in a folder."""
+        return SPLITS
 
     def prepare_folder(self) -> None:
         """Called first of all, for a data set that can make its own files."""
@@ -171,6 +195,10 @@ class DepthDataset(Dataset):
     def read_audio(self, row: Row) -> Tensor:
         """Sound of the two ears [2, N] at 44.1 kHz."""
         raise NotImplementedError
+
+    def sample_rate(self, row: Row) -> int | None:
+        """Hz at which a row's sound was recorded; None where its files do not say."""
+        return None
 
     def read_depth(self, row: Row) -> tuple[np.ndarray, ToMetres]:
         """Depth map [H, W] as it is stored, and what turns all or some of its pixels into metres.
@@ -197,7 +225,7 @@ class DepthDataset(Dataset):
         index = range(len(self.rows))[index]  # negative indices, and IndexError past the end
         sample: dict[str, Any] = {"id": self.rows[index].id, "index": index}
         if self.crops is not None:
-            with self._naming_row(index):
+            with self._naming(index, "rgb"):
                 sample |= self._cropped(index, self.crops, np.random.default_rng((self.seed, epoch, index, 1)))
         else:
             sample |= {modality: self._prepared(index, modality) for modality in self.modalities}  # [C, S, S]
@@ -211,7 +239,7 @@ class DepthDataset(Dataset):
         Depth is that of the file, labelled or not; all 0 where no file is named.
         """
         row = self.rows[index]
-        with self._naming_row(index):
+        with self._naming(index, modality):
             if modality == "audio":
                 return transforms.prepare_audio(self.read_audio(row), self.preprocessing)  # [2, S, S]
             if modality == "rgb":
@@ -233,7 +261,7 @@ class DepthDataset(Dataset):
             DataError: no row has a label, or no label has one valid pixel.
         """
         for index in np.flatnonzero(self.labelled).tolist():
-            with self._naming_row(index):
+            with self._naming(index, "depth"):
                 if self._clean_depth(self.rows[index]).any():
                     return
         raise DataError(
@@ -244,12 +272,28 @@ class DepthDataset(Dataset):
     # ------------------------------------------------------------------------------------------------------ inner parts
 
     @contextmanager
-    def _naming_row(self, index: int) -> Iterator[None]:
-        """Let an error over a file also say which row names it."""
+    def noting(self, kind: str, file: str, row: int | None = None, table: str | None = None) -> Iterator[None]:
+        """Around what concerns one row or file alone: with a list of problems, a DataError is noted, not the end.
+
+        The arguments are those of :class:`Problem`, the names as they are in errors.
+        """
         try:
             yield
         except DataError as error:
-            raise DataError(f"{error} ({self.row_name(index)})") from None
+            if self._problems is None:
+                raise
+            self._problems.append(Problem.of(error, kind, self.dataset_dir, file, row, table))
+
+    @contextmanager
+    def _naming(self, index: int, modality: str) -> Iterator[None]:
+        """Around the reading of a row: a DataError names the file, of ``modality`` if it names none, and the row."""
+        try:
+            yield
+        except DataError as error:
+            files = self.rows[index].files
+            named = any(path in str(error) for paths in files.values() for path in paths)
+            file = "" if named else f"{files[modality][0]}: "
+            raise DataError(f"{file}{error} ({self.row_name(index)})") from None
 
     def _prepared(self, index: int, modality: str) -> Tensor:
         if modality == "depth" and not self.labelled[index]:
@@ -358,14 +402,35 @@ class DepthDataset(Dataset):
         """Every file that a row names exists, and every row has its sound and its picture: known before training."""
         for index, row in enumerate(self.rows):
             for modality in self.modalities:
-                paths = row.files.get(modality, ())
-                if not paths and modality != "depth":
-                    raise DataError(
-                        f"{self.row_name(index)}: no {modality} file is named; fill the cell or drop the row"
-                    )
-                for path in paths:
-                    if path not in self._listing:
+                paths = row.files.get(modality)
+                if paths is None:
+                    continue
+                with self.noting("table", row.source, row.number):
+                    if not paths and modality != "depth":
+                        raise DataError(
+                            f"{self.row_name(index)}: no {modality} file is named; fill the cell or drop the row"
+                        )
+                for path in self._listing.missing(paths):
+                    row.files.pop(modality, None)
+                    with self.noting("missing file", path, row.number, row.source):
                         raise DataError(f"{path} is missing ({self.row_name(index)}); copy the file or drop the row")
+
+    def _tell_repeated_rows(self) -> None:
+        """A row that stands twice in a table counts twice, in training as in a score."""
+        first: dict[Any, int] = {}
+        repeated = []
+        for index, row in enumerate(self.rows):
+            earlier = first.setdefault((row.id, *row.files.values()), index)
+            if earlier != index:
+                repeated.append(index)
+                if self._problems is not None:
+                    error = DataError(f"names the files of {self.row_name(earlier)} again; drop one of the two")
+                    self._problems.append(Problem.of(error, "repeated row", self.dataset_dir, row.source, row.number))
+        if repeated and self._problems is None:
+            log.warning(
+                "%s: %d of the %d %s rows name the files of an earlier row and count again, the first in %s",
+                self.dataset_dir, len(repeated), len(self), self.split, self.row_name(repeated[0]),
+            )  # fmt: skip
 
     def _draw_labelled(self, fraction: float, seed: int) -> np.ndarray:
         """[N] bool. The first round(F n) pairs of one permutation: a smaller share is part of a larger one."""
@@ -380,9 +445,15 @@ class DepthDataset(Dataset):
 
 def depth_from_metres(values: np.ndarray) -> Tensor:
     """[H, W] metres of any numeric type -> [1, H, W] float32 metres; NaN and infinity pass through."""
-    return torch.from_numpy(values.astype(np.float32))[None]
+    return torch.from_numpy(as_float32(values))[None]
 
 
 def depth_from_millimetres(values: np.ndarray) -> Tensor:
     """[H, W] millimetres of any numeric type -> [1, H, W] float32 metres; NaN and infinity pass through."""
     return depth_from_metres(values) / 1000
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """Return numbers of any type as float32; what that cannot hold is infinite, and judged as such."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)

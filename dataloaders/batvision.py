@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataloaders.base import SCRIPTS_WITHOUT_RGB, SPLITS, DepthDataset, Row, ToMetres, depth_from_millimetres
-from dataloaders.readers import Table, read_npy, read_wav, safe_path
+from dataloaders.base import (
+    SCRIPTS_WITHOUT_RGB,
+    SPLITS,
+    DepthDataset,
+    Row,
+    ToMetres,
+    as_float32,
+    depth_from_millimetres,
+)
+from dataloaders.readers import Table, read_npy, read_wav, safe_path, wav_rate
 from dataloaders.transforms import cut_samples
 from errors import DataError
 
@@ -38,10 +47,9 @@ class BatVision(DepthDataset):
         """
         path = row.files["depth"][0]
         values = read_npy(path, dimensions=2)
-        if values.dtype.kind == "f":
-            measured = values[np.isfinite(values) & (values > 0)]
-            if measured.size and measured.max() < LARGEST_METRES:
-                raise DataError(f"{path} reaches {measured.max():g}: that is metres; BatVision stores millimetres")
+        measured = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        if 0 < measured.max(initial=0) < LARGEST_METRES:
+            raise DataError(f"{path} reaches {measured.max():g}: that is metres; BatVision stores millimetres")
         return values, depth_from_millimetres
 
     def why_not(self, modality: str) -> str:
@@ -73,44 +81,70 @@ class BatVisionV2(BatVision):
     def audio_samples(self) -> int | None:
         return cut_samples(self.max_depth)
 
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        return any(next(folder.glob(f"*/{split}.csv"), None) for split in SPLITS)
+
     def find_rows(self) -> list[Row]:
         tables = [Path(self.dataset_dir, location, f"{self.split}.csv") for location in self.known_locations()]
         tables = [path for path in tables if path.is_file()]
         if not tables:
             raise DataError(f"{self.dataset_dir}: no folder in it holds a {self.split}.csv; {self.where_to_get_it}")
-        return [row for path in tables for row in self._read_table(path)]
+        rows = []
+        for path in tables:
+            with self.noting("table", str(path)):
+                rows += self._read_table(path)
+        return rows
 
     def _read_table(self, path: Path) -> list[Row]:
         table = Table(path)
-        columns = {}
+        columns: dict[str, tuple[int, int] | None] = {}
         for modality, name in (("audio", "audio"), ("rgb", "camera"), ("depth", "depth")):
             required = modality != "rgb" and modality in self._wanted
-            folder_column = table.column(f"{name} path", required=required)
-            name_column = table.column(f"{name} file name", required=required)
-            if folder_column is not None and name_column is not None:
-                columns[modality] = (folder_column, name_column)
+            with self.noting("table", table.path):
+                folder_column = table.column(f"{name} path", required=required)
+                name_column = table.column(f"{name} file name", required=required)
+                columns[modality] = None
+                if folder_column is not None and name_column is not None:
+                    columns[modality] = (folder_column, name_column)
         rows = []
         for position, (number, _) in enumerate(table.rows):
             files: dict[str, tuple[str, ...]] = {}
-            for modality, (folder_column, name_column) in columns.items():
-                name = table.cell(position, name_column)
-                if name:
-                    folder = safe_path(table.cell(position, folder_column), f"{table.path}, row {number}").rstrip("/")
-                    inside = safe_path(f"{folder}/{name}" if folder else name, f"{table.path}, row {number}")
-                    files[modality] = (f"{self.dataset_dir}/{inside}",)
+            for modality, places in columns.items():
+                with self.noting("table", table.path, number):
+                    files[modality] = self._file(table, position, *places) if places else ()
             location = path.parent.name
             rows.append(Row(f"{location}/{_instance(files, number)}", table.path, number, location, files))
         return rows
 
+    def _file(self, table: Table, position: int, folder_column: int, name_column: int) -> tuple[str, ...]:
+        """The file that a row names in two columns; none where it names none."""
+        name = table.cell(position, name_column)
+        if not name:
+            return ()
+        where = table.row_name(position)
+        folder = safe_path(table.cell(position, folder_column), where).rstrip("/")
+        inside = safe_path(f"{folder}/{name}" if folder else name, where)
+        return (f"{self.dataset_dir}/{inside}",)
+
     def read_audio(self, row: Row) -> Tensor:
         return read_wav(row.files["audio"][0], resample_to_44100=self.preprocessing["resample"])
+
+    def sample_rate(self, row: Row) -> int | None:
+        return wav_rate(row.files["audio"][0])
+
+
+def _first_file(files: dict[str, tuple[str, ...]]) -> str | None:
+    """The first file that a row names, if it names any."""
+    return next((paths[0] for paths in files.values() if paths), None)
 
 
 def _instance(files: dict[str, tuple[str, ...]], number: int) -> str:
     """Return the instance's number, taken from its first file: ``audio_47.wav`` -> ``47``."""
-    if not files:
+    first = _first_file(files)
+    if first is None:
         return f"row{number}"
-    stem = Path(next(iter(files.values()))[0]).stem
+    stem = Path(first).stem
     digits = re.search(r"\d+$", stem)
     return digits.group() if digits else stem
 
@@ -125,37 +159,43 @@ class BatVisionV1(BatVision):
     name = "batvisionv1"
     default_dir = "data/BatvisionV1"
     default_max_depth = 12.0
+    # The columns of each modality: spellings in order of preference.
+    COLUMNS: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "audio": (("audio path left", "audio left"), ("audio path right", "audio right")),
+        "rgb": (("camera path left", "camera path", "camera left"),),
+        "depth": (("depth path", "depth"),),
+    }
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        return any((folder / f"{split}.csv").is_file() for split in SPLITS)
 
     def find_rows(self) -> list[Row]:
         path = Path(self.dataset_dir, f"{self.split}.csv")
         if not path.is_file():
             raise DataError(f"{path} is missing; {self.where_to_get_it}")
         table = Table(path)
-        sound, label = "audio" in self._wanted, "depth" in self._wanted
-        found = {
-            "audio": (
-                table.column("audio path left", "audio left", without="time", required=sound),
-                table.column("audio path right", "audio right", without="time", required=sound),
-            ),
-            "rgb": (table.column("camera path left", "camera path", "camera left", without="time", required=False),),
-            "depth": (table.column("depth path", "depth", without="time", required=label),),
-        }
-        columns = {modality: places for modality, places in found.items() if None not in places}
+        columns: dict[str, list[int]] = {}
+        for modality, names in self.COLUMNS.items():
+            required = modality != "rgb" and modality in self._wanted
+            with self.noting("table", table.path):
+                places = [table.column(*spellings, without="time", required=required) for spellings in names]
+                columns[modality] = [place for place in places if place is not None] if None not in places else []
         rows = []
         for position, (number, _) in enumerate(table.rows):
             files: dict[str, tuple[str, ...]] = {}
-            for modality, places in columns.items():
-                cells = [table.cell(position, place) for place in places if place is not None]
-                if all(cells):
-                    inside = [safe_path(cell, f"{table.path}, row {number}") for cell in cells]
+            for modality, found in columns.items():
+                with self.noting("table", table.path, number):
+                    cells = [table.cell(position, place) for place in found]
+                    inside = [safe_path(cell, table.row_name(position)) for cell in cells] if all(cells) else []
                     files[modality] = tuple(f"{self.dataset_dir}/{cell}" for cell in inside)
-            first = next(iter(files.values()), (f"{self.dataset_dir}/row{number}",))[0]
+            first = _first_file(files) or f"{self.dataset_dir}/row{number}"
             name = first[len(self.dataset_dir) + 1 :].rsplit(".", 1)[0]
             rows.append(Row(name, table.path, number, None, files))
         return rows
 
     def read_audio(self, row: Row) -> Tensor:
-        left, right = (read_npy(path, dimensions=1).astype(np.float32) for path in row.files["audio"])
+        left, right = (as_float32(read_npy(path, dimensions=1)) for path in row.files["audio"])
         if left.shape != right.shape:
             raise DataError(f"{row.files['audio'][0]} has {left.size} samples, the right ear {right.size}")
         return torch.from_numpy(np.stack([left, right]))  # [2, N]

@@ -25,6 +25,14 @@ class Images(DepthDataset):
     can_supply = ("rgb",)
     where_to_get_it = f"name a folder with pictures ({' '.join(sorted(SUFFIXES))})"
 
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        return any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))
+
+    @classmethod
+    def splits_in(cls, folder: Path) -> tuple[str, ...]:
+        return tuple(split for split in SPLITS if (folder / split).is_dir()) or SPLITS[:1]
+
     def find_rows(self) -> list[Row]:
         root = Path(self.dataset_dir)
         folder = root / self.split

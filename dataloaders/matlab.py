@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dataloaders.readers import parsing
 from errors import DataError
 
 LARGEST_METRES = 100  # the sensor sees 10 m; a file that reaches 100 is in another unit
@@ -38,13 +39,14 @@ class LabelledFile:
         self._handle: Any = None
         self._process = -1
         file = self._open()
-        self.depth_name = "rawDepths" if "rawDepths" in file else "depths"
-        for name, dimensions in (("images", 4), (self.depth_name, 3)):
-            if name not in file or file[name].ndim != dimensions:
-                raise DataError(f"{path} has no '{name}' with {dimensions} dimensions; found: {', '.join(file)}")
-        self._frames = len(file["images"])
-        if len(file[self.depth_name]) != self._frames:
-            raise DataError(f"{path} has {self._frames} images but {len(file[self.depth_name])} depth maps")
+        with parsing(path, "HDF5"):
+            self.depth_name = "rawDepths" if "rawDepths" in file else "depths"
+            for name, dimensions in (("images", 4), (self.depth_name, 3)):
+                if name not in file or getattr(file[name], "ndim", 0) != dimensions:
+                    raise DataError(f"{path} has no '{name}' with {dimensions} dimensions; found: {', '.join(file)}")
+            self._frames = len(file["images"])
+            if len(file[self.depth_name]) != self._frames:
+                raise DataError(f"{path} has {self._frames} images but {len(file[self.depth_name])} depth maps")
         self._close()
 
     def __len__(self) -> int:
@@ -68,10 +70,8 @@ class LabelledFile:
         return np.ascontiguousarray(frame.T, dtype=np.float32)  # [H, W]
 
     def _read(self, name: str, number: int) -> np.ndarray:
-        try:
+        with parsing(f"{self.path}: {name} {number}", "HDF5"):
             return self._open()[name][number - 1]
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.path}: {name} {number} cannot be read ({error}); copy the file again") from None
 
     def _close(self) -> None:
         self._handle.close()
@@ -79,10 +79,8 @@ class LabelledFile:
 
     def _open(self) -> Any:
         if self._process != os.getpid():
-            try:
+            with parsing(self.path, "HDF5"):
                 self._handle = _h5py().File(self.path, "r")
-            except OSError as error:
-                raise DataError(f"{self.path} cannot be read as HDF5 ({error}); copy the file again") from None
             self._process = os.getpid()
         return self._handle
 
@@ -95,15 +93,13 @@ def read_splits(path: Path, name: str) -> list[int]:
     """
     if not path.is_file():
         raise DataError(f"{path} is missing; it stands beside the labelled file on NYU Depth V2's page")
-    try:
+    with parsing(path, "a MATLAB file"):
         with path.open("rb") as file:
             is_hdf5 = file.read(8) == b"\x89HDF\r\n\x1a\n"
         variables = _hdf5_variables(path) if is_hdf5 else _matlab5_variables(path.read_bytes())
+        if name not in variables:
+            raise DataError(f"{path} has no '{name}'; found: {', '.join(variables) or 'nothing'}")
         return [int(number) for number in variables[name].ravel()]
-    except KeyError:
-        raise DataError(f"{path} has no '{name}'; found: {', '.join(variables) or 'nothing'}") from None
-    except (OSError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as a MATLAB file ({error}); copy the file again") from None
 
 
 def _hdf5_variables(path: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dataloaders.base import DepthDataset, Row, ToMetres, depth_from_metres, depth_from_millimetres, log
 from dataloaders.matlab import LabelledFile, read_splits
-from dataloaders.readers import natural_order, read_image, safe_path
+from dataloaders.readers import LETTERS, natural_order, read_image, refuse_other_separator, safe_path
 from errors import DataError
 
 VALIDATION_SHARE = 0.1
@@ -59,25 +59,20 @@ class NYU(DepthDataset):
         "'rgb depth focal'; --dataset simulated needs no download"
     )
 
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        return _find_layout(folder) is not None
+
     def find_rows(self) -> list[Row]:
-        self.layout = self._find_layout()
+        layout = _find_layout(Path(self.dataset_dir))
+        if layout is None:
+            raise DataError(f"{self.dataset_dir} holds no known layout; {self.where_to_get_it}")
+        self.layout = layout
         log.info("%s: NYU Depth V2 in the layout '%s'", self.dataset_dir, self.layout)
         if self.split == "test":
             return self._official("test")
         frames = self._official("train")
         return self._keep_split(frames) if frames else frames
-
-    def _find_layout(self) -> str:
-        root = Path(self.dataset_dir)
-        if (root / MATLAB_NAME).is_file():
-            return "matlab"
-        if any(self._csv_folder(name) for name in CSV_NAMES.values()):
-            return "csv"
-        if any((root / part / "rgb").is_dir() for part in ("train", "test")):
-            return "folders"
-        if self._list_file("train") or self._list_file("test"):
-            return "lists"
-        raise DataError(f"{root} holds no known layout; {self.where_to_get_it}")
 
     def _official(self, part: str) -> list[Row]:
         """Rows of the official ``train`` or ``test`` part."""
@@ -109,19 +104,51 @@ class NYU(DepthDataset):
 
     # ------------------------------------------------------------------------------------------------------- layouts
 
-    def _csv_folder(self, name: str) -> Path | None:
-        folders = (Path(self.dataset_dir), Path(self.dataset_dir, "data"))
-        return next((folder for folder in folders if (folder / name).is_file()), None)
-
     def _from_csv(self, part: str) -> list[Row]:
-        folder = self._csv_folder(CSV_NAMES[part])
+        folder = _csv_folder(Path(self.dataset_dir), CSV_NAMES[part])
         if folder is None:
             raise DataError(f"{Path(self.dataset_dir, CSV_NAMES[part])} is missing; copy it from the data set")
         table = folder / CSV_NAMES[part]
+        lines = _read_lines(table, csv.reader)
+        if lines and len(lines[0][1]) == 1:
+            refuse_other_separator(table, lines[0][1][0])
+        return self._pairs(
+            table,
+            lines,
+            lambda cell, where: self._resolve(cell.strip(), folder, where),
+            ("nyu2_train", "nyu2_test"),
+        )
+
+    def _pairs(
+        self,
+        table: Path,
+        lines: Sequence[tuple[int, Sequence[str]]],
+        resolve: Callable[[str, str], str],
+        roots: Sequence[str],
+    ) -> list[Row]:
+        """Rows of a table without a header whose first two cells are a picture and a depth map.
+
+        Args:
+            table: the file.
+            lines: its numbered rows, as cells.
+            resolve: turns a cell into a path; it is told which row that is.
+            roots: names of folders that are no scenes.
+        """
         rows = []
-        for number, cells in _read_lines(table, csv.reader):
-            rgb, depth = (self._resolve(cell.strip(), folder, f"{table}, row {number}") for cell in cells[:2])
-            rows.append(_row(str(table), number, rgb, depth, _scene(rgb, ("nyu2_train", "nyu2_test"))))
+        for number, cells in lines:
+            where = f"{table}, row {number}"
+            files: dict[str, tuple[str, ...]] = {}
+            with self.noting("table", str(table), number):
+                if len(cells) < 2:
+                    raise DataError(f"{where}: expected a picture and a depth map, found '{cells[0][:LETTERS]}'")
+            for modality, cell in zip(("rgb", "depth"), cells, strict=False):
+                with self.noting("table", str(table), number):
+                    path = resolve(cell, where)
+                    if not path and modality == "rgb":
+                        raise DataError(f"{where}: no picture is named; fill the cell or drop the row")
+                    files[modality] = (path,) if path else ()
+            if any(files.values()):
+                rows.append(_row(str(table), number, files, roots))
         return rows
 
     def _resolve(self, cell: str, folder: Path, where: str) -> str:
@@ -133,28 +160,23 @@ class NYU(DepthDataset):
         for path in roots:
             if path in self._listing:
                 return path
+        if self._problems is not None:
+            return roots[0]  # it is noted with what else is missing
         raise DataError(f"{where}: {cell} is missing; tried {', '.join(dict.fromkeys(roots))}; check --dataset_dir")
 
-    def _list_file(self, part: str) -> Path | None:
-        for folder in (Path(self.dataset_dir), Path(self.dataset_dir, "train_test_inputs")):
-            found = sorted(path for path in folder.glob(f"*{part}*.txt") if path.is_file()) if folder.is_dir() else []
-            named = [path for path in found if "nyu" in path.name.lower()] or found
-            if named:
-                return named[0]
-        return None
-
     def _from_lists(self, part: str) -> list[Row]:
-        table = self._list_file(part)
+        table = _list_file(Path(self.dataset_dir), part)
         if table is None:
             raise DataError(f"{self.dataset_dir} holds no list *{part}*.txt; copy it from BTS or AdaBins")
         root = Path(self.dataset_dir, "sync" if part == "train" else "official_splits/test")
         root = root if root.is_dir() else Path(self.dataset_dir)
-        rows = []
-        for number, cells in _read_lines(table, lambda lines: (line.split() for line in lines)):
+        return self._pairs(
+            table,
+            _read_lines(table, lambda lines: (line.split() for line in lines)),
             # A leading / is the lists' own habit: it stands for the root.
-            rgb, depth = (f"{root}/{safe_path(cell.lstrip('/'), f'{table}, row {number}')}" for cell in cells[:2])
-            rows.append(_row(str(table), number, rgb, depth, _scene(rgb, (root.name,))))
-        return rows
+            lambda cell, where: f"{root}/{safe_path(cell.lstrip('/'), where)}",
+            (root.name,),
+        )
 
     def _from_folders(self, part: str) -> list[Row]:
         pictures, maps = (Path(self.dataset_dir, part, name) for name in ("rgb", "depth"))
@@ -166,21 +188,29 @@ class NYU(DepthDataset):
         rows = []
         for number, name in enumerate(names, 1):
             stem = Path(name).stem
-            if stem not in by_stem:
-                raise DataError(
-                    f"{maps / stem}.png is missing, the depth map of {pictures / name}; copy it or drop both"
-                )
-            rows.append(_row(str(pictures), number, str(pictures / name), by_stem[stem], None))
+            files: dict[str, tuple[str, ...]] = {"rgb": (str(pictures / name),)}
+            with self.noting("missing file", f"{maps / stem}.png"):
+                if stem not in by_stem:
+                    raise DataError(
+                        f"{maps / stem}.png is missing, the depth map of {pictures / name}; copy it or drop both"
+                    )
+                files["depth"] = (by_stem[stem],)
+            rows.append(_row(str(pictures), number, files))
         return rows
 
     def _from_matlab(self, part: str) -> list[Row]:
         path = Path(self.dataset_dir, MATLAB_NAME)
         self._matlab = LabelledFile(path)
         numbers = read_splits(path.with_name(SPLITS_NAME), f"{part}Ndxs")
-        outside = [number for number in numbers if not 1 <= number <= len(self._matlab)]
-        if outside:
-            raise DataError(f"{path.with_name(SPLITS_NAME)} names frame {outside[0]}; {path} holds {len(self._matlab)}")
-        return [_row(str(path), number, str(path), str(path), None, f"{part}/{number:05d}") for number in numbers]
+        rows = []
+        for number in numbers:
+            with self.noting("table", str(path.with_name(SPLITS_NAME))):
+                if not 1 <= number <= len(self._matlab):
+                    splits = path.with_name(SPLITS_NAME)
+                    raise DataError(f"{splits} names frame {number}; {path} holds {len(self._matlab)}")
+                files: dict[str, tuple[str, ...]] = {"rgb": (str(path),), "depth": (str(path),)}
+                rows.append(Row(f"{part}/{number:05d}", str(path), number, None, files))
+        return rows
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -198,11 +228,10 @@ class NYU(DepthDataset):
         if self.layout == "matlab":
             return self._matlab.depth(row.number), depth_from_metres
         path = row.files["depth"][0]
-        values = np.asarray(read_image(path))
-        if values.ndim != 2 or values.dtype.kind not in "iu":
-            raise DataError(
-                f"{path} is no single-channel 8-bit or 16-bit PNG (shape {list(values.shape)}, {values.dtype})"
-            )
+        picture = read_image(path)
+        if picture.mode != "L" and not picture.mode.startswith("I"):  # the colours of a palette are no depths
+            raise DataError(f"{path} is no single-channel 8-bit or 16-bit PNG (Pillow's mode {picture.mode})")
+        values = np.asarray(picture)
         if values.dtype == np.uint8:
             if self.layout != "csv" or self.split == "test":
                 raise DataError(
@@ -220,24 +249,45 @@ def depth_from_8_bits(values: np.ndarray) -> Tensor:
     return depth_from_metres(values) * (METRES_AT_255 / 255)
 
 
-def _row(source: str, number: int, rgb: str, depth: str, scene: str | None, name: str = "") -> Row:
-    if not rgb:
-        raise DataError(f"{source}, row {number}: no picture is named; fill the cell or drop the row")
-    files: dict[str, tuple[str, ...]] = {"rgb": (rgb,), "depth": (depth,) if depth else ()}
-    return Row(name or "/".join(Path(rgb).with_suffix("").parts[-2:]), source, number, scene, files)
+def _find_layout(root: Path) -> str | None:
+    if (root / MATLAB_NAME).is_file():
+        return "matlab"
+    if any(_csv_folder(root, name) for name in CSV_NAMES.values()):
+        return "csv"
+    if any((root / part / "rgb").is_dir() for part in ("train", "test")):
+        return "folders"
+    return "lists" if _list_file(root, "train") or _list_file(root, "test") else None
+
+
+def _csv_folder(root: Path, name: str) -> Path | None:
+    return next((folder for folder in (root, root / "data") if (folder / name).is_file()), None)
+
+
+def _list_file(root: Path, part: str) -> Path | None:
+    for folder in (root, root / "train_test_inputs"):
+        found = sorted(path for path in folder.glob(f"*{part}*.txt") if path.is_file()) if folder.is_dir() else []
+        named = [path for path in found if "nyu" in path.name.lower()] or found
+        if named:
+            return named[0]
+    return None
+
+
+def _row(source: str, number: int, files: dict[str, tuple[str, ...]], roots: Sequence[str] | None = None) -> Row:
+    """A row named after its picture, with the picture's scene; no ``roots``: there are no scenes."""
+    first = next(paths[0] for paths in files.values() if paths)
+    name = "/".join(Path(first).with_suffix("").parts[-2:])
+    return Row(name, source, number, None if roots is None else _scene(first, roots), files)
 
 
 def _read_lines(path: Path, split: Any) -> list[tuple[int, Sequence[str]]]:
-    """Numbered, split lines of a table without a header, blank ones left out; each has two cells at least."""
+    """Numbered, split lines of a table without a header, blank ones left out."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return [(number, cells) for number, cells in enumerate(split(lines), 1) if any(cells)]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}); save it in UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error}); copy it from the data set again") from None
-    lines = [(number, cells) for number, cells in enumerate(split(text.splitlines()), 1) if any(cells)]
-    for number, cells in lines:
-        if len(cells) < 2:
-            raise DataError(f"{path}, row {number}: expected a picture and a depth map, found {cells}")
-    return lines
 
 
 def _scene(rgb: str, roots: Sequence[str]) -> str | None:

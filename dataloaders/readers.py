@@ -7,9 +7,9 @@ import io
 import os
 import re
 import struct
-import zipfile
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,12 @@ from torch import Tensor
 
 from dataloaders.transforms import SAMPLE_RATE, resample
 from errors import DataError
+
+# Below, a chirp is not in the recording any more; above, no recorder works.
+LEAST_RATE, MOST_RATE = 8_000, 384_000  # Hz
+# What Pillow may take a picture for. It knows more, among them PostScript, for which it would start a program.
+PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+NAMED, LETTERS = 20, 40  # cells that an error lists, and characters of each
 
 
 class HeldFile(io.BytesIO):
@@ -39,17 +45,34 @@ class HeldFile(io.BytesIO):
 Source = str | Path | HeldFile
 
 
+@contextmanager
+def parsing(path: Source, kind: str) -> Iterator[None]:
+    """Turn whatever a parser raises into a DataError that names the file and what it was read as.
+
+    On broken bytes parsers raise far more than they document: IndexError, TokenError, MemoryError. What they warn of
+    is part of that error, or of no concern.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except Exception as error:
+        what = str(error) or type(error).__name__
+        raise DataError(f"{path} cannot be read as {kind} ({what}); copy the file again") from None
+
+
 def read_wav(path: Source, *, resample_to_44100: bool = False) -> Tensor:
     """Read a stereo recording as [2, N] float32 (left, right), full scale at 1.
 
     Raises:
-        DataError: missing, truncated or unreadable; not stereo; empty; NaN; not 44.1 kHz and not to be resampled.
+        DataError: missing, truncated or unreadable; not stereo; empty; NaN; not 44.1 kHz and not to be resampled, or
+            at a rate from which nothing can be.
     """
-    try:
+    with parsing(path, "audio"):
         _refuse_truncated_riff(path)
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [N, channels]
-    except (OSError, RuntimeError, TypeError) as error:  # TypeError: a name that ends in .raw
-        raise DataError(f"{path} cannot be read as audio ({error}); copy the file again") from None
     if samples.shape[1] != 2:
         raise DataError(f"{path} has {samples.shape[1]} channel(s); a binaural recording has 2 (left, right)")
     if len(samples) == 0:
@@ -59,9 +82,21 @@ def read_wav(path: Source, *, resample_to_44100: bool = False) -> Tensor:
     wave = torch.from_numpy(samples.T.copy())  # [2, N]
     if rate == SAMPLE_RATE:
         return wave
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise DataError(f"{path} is sampled at {rate} Hz, which is no rate to record echoes at; record it again")
     if not resample_to_44100:
         raise DataError(f"{path} is sampled at {rate} Hz, not {SAMPLE_RATE} Hz; say --resample to have it converted")
     return resample(wave, rate)
+
+
+def wav_rate(path: str | Path) -> int:
+    """Return the sample rate in Hz that a recording's header states.
+
+    Raises:
+        DataError: missing or unreadable.
+    """
+    with parsing(path, "audio"):
+        return soundfile.info(path).samplerate
 
 
 def _refuse_truncated_riff(path: Source) -> None:
@@ -80,17 +115,19 @@ def _refuse_truncated_riff(path: Source) -> None:
 
 
 def read_npy(path: str | Path, *, dimensions: int) -> np.ndarray:
-    """Read a numeric array with the given number of dimensions. Pickles, which can run code, are refused.
+    """Read an array of numbers, of 16 bits or more, with the given number of dimensions.
+
+    Pickles, which can run code, are refused.
 
     Raises:
-        DataError: missing, truncated, pickled, not numeric, or of another shape.
+        DataError: missing, truncated, pickled, not numeric, of 8 bits, or of another shape.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as a plain NumPy array ({error}); copy the file again") from None
+    with parsing(path, "a plain NumPy array"), Path(path).open("rb") as file:
+        array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
         raise DataError(f"{path} holds {getattr(array, 'dtype', 'an archive')}, not an array of numbers")
+    if array.dtype.itemsize < 2:
+        raise DataError(f"{path} holds {array.dtype}: neither millimetres nor sound fit into 8 bits; export it again")
     if array.ndim != dimensions or array.size == 0:
         raise DataError(f"{path} has shape {list(array.shape)}; expected {dimensions} dimension(s), none of them empty")
     return array
@@ -100,14 +137,14 @@ def read_image(path: Source, *, upright: bool = False) -> Image.Image:
     """Read a picture into memory. ``upright`` turns it as its EXIF tag says: not for pictures with a depth map.
 
     Raises:
-        DataError: missing, truncated or no picture.
+        DataError: missing, truncated, empty or no picture.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image) if upright else image
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as a picture ({error}); copy the file again") from None
+    with parsing(path, "a picture"), Image.open(path, formats=PICTURE_FORMATS) as image:
+        image.load()
+        picture = ImageOps.exif_transpose(image) if upright else image
+    if min(picture.size) == 0:
+        raise DataError(f"{path} has {picture.width}x{picture.height} pixels; copy the file again")
+    return picture
 
 
 class Table:
@@ -128,10 +165,14 @@ class Table:
                 self.rows = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
         except FileNotFoundError:
             raise DataError(f"{path} is missing; copy it from the data set") from None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text ({error}); save it as CSV in UTF-8") from None
+        except (OSError, csv.Error) as error:
             raise DataError(f"{path} cannot be read as CSV ({error}); copy it from the data set again") from None
         if not any(self.header):
             raise DataError(f"{path} has no header line; copy it from the data set again")
+        if len(self.header) == 1:
+            refuse_other_separator(path, self.header[0])
 
     def column(self, *spellings: str, without: str = "", required: bool = True) -> int | None:
         """Find a column: by its exact name, else the first name that holds all words of a spelling; case is ignored.
@@ -150,16 +191,27 @@ class Table:
                 if set(spelling.split()) <= set(name.split()) and not (without and without in name.split()):
                     return position
         if required:
-            found = ", ".join(repr(name) for name in self.header)
+            found = ", ".join(repr(name[:LETTERS]) for name in self.header[:NAMED])
             raise DataError(f"{self.path} has no column '{spellings[0]}'; found: {found}")
         return None
 
     def cell(self, row: int, column: int) -> str:
         """Return a cell without blanks around it; ``row`` 0 is the first below the header."""
-        line, cells = self.rows[row]
+        cells = self.rows[row][1]
         if column >= len(cells):
-            raise DataError(f"{self.path}, row {line}: {len(cells)} cells, the header has {len(self.header)}")
+            raise DataError(f"{self.row_name(row)}: {len(cells)} cells, the header has {len(self.header)}")
         return cells[column].strip()
+
+    def row_name(self, row: int) -> str:
+        """Return where a row stands, for messages."""
+        return f"{self.path}, row {self.rows[row][0]}"
+
+
+def refuse_other_separator(path: str | Path, line: str) -> None:
+    """Raise a DataError if the cells of a CSV file's line are separated by something else than commas."""
+    for mark in ";\t|":
+        if mark in line:
+            raise DataError(f"{path} has its cells separated by {mark!r}; save it with commas")
 
 
 def safe_path(cell: str, where: str) -> str:
@@ -186,7 +238,7 @@ class Listing:
             try:
                 with os.scandir(folder or ".") as entries:
                     self._folders[folder] = frozenset(entry.name for entry in entries)
-            except OSError:
+            except (OSError, ValueError):  # ValueError: the name holds a NUL
                 self._folders[folder] = frozenset()
         return name in self._folders[folder]
 

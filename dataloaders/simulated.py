@@ -31,6 +31,10 @@ class Simulated(BatVisionV2):
     where_to_get_it = "run simulate_rooms.py, or name a folder that does not exist yet to have it written"
     field_of_view = (90.0, 90.0)  # simulation.raycast.pixel_directions
 
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        return simulation.is_simulated(folder) and super().is_in(folder)
+
     def prepare_folder(self) -> None:
         """Write the default simulation where there is none, or finish an interrupted one with its own settings.
 
@@ -49,6 +53,9 @@ def _settings_of(folder: Path) -> dict[str, Any]:
     manifest = folder / "simulation.json"
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        return {name: content[name] for name in DEFAULT_SIMULATION}
+        settings = {name: content[name] for name in DEFAULT_SIMULATION}
+        if wrong := [name for name, value in DEFAULT_SIMULATION.items() if type(settings[name]) is not type(value)]:
+            raise ValueError(f"{wrong[0]}: {settings[wrong[0]]!r}")
+        return settings
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{manifest} is broken ({error!r}); delete the folder to have it simulated again") from None

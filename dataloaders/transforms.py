@@ -27,6 +27,10 @@ AUDIO_FORMATS = ("spectrogram", "log_spectrogram", "mel")
 N_FFT, WIN_LENGTH, HOP_LENGTH = 512, 64, 16
 # Samples that a centred transform with reflect padding needs at least.
 MIN_SAMPLES = N_FFT // 2 + 1
+# The transform of a minute takes a gigabyte; an echo has died away within a second.
+MAX_SAMPLES = 60 * SAMPLE_RATE
+# Output samples that are resampled at a time: their taps take 20 MB from 48 kHz, and a long recording takes no more.
+RESAMPLED_AT_ONCE = 16_384
 
 # A genuine BatVision echo has magnitudes of 1e-3 and less where nothing sounds (its lower quartile), a median of 0.01
 # and a peak of 3 to 7. With the floor at 1e-3 the logarithm opens up faint late echoes, not the noise under them.
@@ -149,7 +153,7 @@ def prepare_wave(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
     """Sound of two ears [2, N] at 44.1 kHz -> [2, audio_samples], cut, or filled up with silence; None keeps it whole.
 
     Raises:
-        DataError: the sound holds NaN or infinity, or is too short for a spectrogram.
+        DataError: the sound holds NaN or infinity, or is too short or too long for a spectrogram.
     """
     if not torch.isfinite(wave).all():
         raise DataError("the sound holds NaN or infinity; record or export it again")
@@ -158,6 +162,8 @@ def prepare_wave(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
         wave = torch.nn.functional.pad(wave[:, :samples], (0, max(0, samples - wave.shape[1])))  # [2, samples]
     if wave.shape[1] < MIN_SAMPLES:
         raise DataError(f"the sound has {wave.shape[1]} samples; a spectrogram needs {MIN_SAMPLES} at least")
+    if wave.shape[1] > MAX_SAMPLES:
+        raise DataError(f"the sound lasts {wave.shape[1] / SAMPLE_RATE:.0f} s; cut it to the chirp and its echoes")
     return wave
 
 
@@ -230,18 +236,27 @@ def resample(wave: Tensor, rate: int, new_rate: int = SAMPLE_RATE) -> Tensor:
     """
     if rate == new_rate:
         return wave
-    places, weights = _sinc_taps(wave.shape[1], rate, new_rate)  # both [N', taps]
-    margin = places.shape[1]
-    padded = torch.nn.functional.pad(wave, (margin, margin)).double()
-    return torch.stack([(ear[places + margin] * weights).sum(1) for ear in padded]).to(wave.dtype)  # [C, N']
+    total = round(wave.shape[1] * new_rate / rate)
+    starts = range(0, total, RESAMPLED_AT_ONCE)
+    parts = [_resample_part(wave, start, min(start + RESAMPLED_AT_ONCE, total), rate, new_rate) for start in starts]
+    return torch.cat([wave[:, :0], *parts], dim=1)  # [C, N']
 
 
-@lru_cache(maxsize=2)
-def _sinc_taps(samples: int, rate: int, new_rate: int) -> tuple[Tensor, Tensor]:
+def _resample_part(wave: Tensor, start: int, stop: int, rate: int, new_rate: int) -> Tensor:
+    """The output samples from ``start`` to ``stop``: [C, stop - start]."""
+    places, weights = _sinc_taps(start, stop, rate, new_rate)  # both [stop - start, taps]
+    first, last = int(places[0, 0]), int(places[-1, -1]) + 1
+    heard = wave[:, max(first, 0) : last]  # silence before and after
+    heard = torch.nn.functional.pad(heard, (max(-first, 0), max(last - wave.shape[1], 0))).double()
+    return torch.stack([(ear[places - first] * weights).sum(1) for ear in heard]).to(wave.dtype)
+
+
+@lru_cache(maxsize=4)
+def _sinc_taps(start: int, stop: int, rate: int, new_rate: int) -> tuple[Tensor, Tensor]:
     crossings, beta = 32, 8.6
     cutoff = 0.95 * min(1.0, new_rate / rate)  # of the input's Nyquist frequency
     reach = math.ceil(crossings / cutoff)
-    moments = torch.arange(round(samples * new_rate / rate), dtype=torch.float64) * rate / new_rate  # in input samples
+    moments = torch.arange(start, stop, dtype=torch.float64) * rate / new_rate  # in input samples
     places = moments.floor().long()[:, None] + torch.arange(-reach + 1, reach + 1)  # [N', taps]
     distance = moments[:, None] - places
     window = torch.special.i0(beta * (1 - (distance / reach).square()).clamp(min=0).sqrt())

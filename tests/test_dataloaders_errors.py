@@ -135,6 +135,35 @@ def test_empty_cell_other_than_depth(v2, column):
     assert "Attic/train.csv, row 3: no " in message("batvisionv2", v2)
 
 
+def test_a_repeated_row_is_warned_of(v2, caplog):
+    rows = read_csv(v2 / "Attic/train.csv")
+    write_csv(v2 / "Attic/train.csv", [*rows, rows[1]])
+    assert len(create_dataset("batvisionv2", v2, "train", 16)) == 4
+    assert "1 of the 4 train rows name the files of an earlier row" in caplog.text
+    assert "train.csv, row 5" in caplog.text
+
+
+def test_with_a_list_for_problems_the_rest_makes_the_data_set(v1, v2):
+    set_cell(v2 / "Attic/train.csv", 2, "audio path", "/etc/")
+    set_cell(v2 / "Attic/train.csv", 3, "camera file name", "")
+    (v2 / "Attic/depth/depth_3.npy").unlink()
+    problems = []
+    dataset = create_dataset("batvisionv2", v2, "train", 16, problems=problems)
+    assert [str(problem).partition(": ")[0] for problem in problems] == [
+        "Attic/train.csv (row 2)",
+        "Attic/train.csv (row 3)",
+        "Attic/depth/depth_3.npy (Attic/train.csv, row 4)",
+    ]
+    assert [problem.kind for problem in problems] == ["table", "table", "missing file"]
+    held = [[row.has(modality) for modality in ("audio", "rgb", "depth")] for row in dataset.rows]
+    assert held == [[False, True, True], [True, False, True], [True, True, False]]
+    drop_column(v1 / "train.csv", "audio path right")
+    problems.clear()
+    dataset = create_dataset("batvisionv1", v1, "train", 16, problems=problems)
+    assert dataset.modalities == ("rgb", "depth")
+    assert ["has no column 'audio path right'" in str(problem) for problem in problems] == [True]
+
+
 # ----------------------------------------------------------------------------------------------------- found when read
 
 

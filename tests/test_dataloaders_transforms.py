@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from make_data import write_batvision_v2
 from PIL import Image
 
-from dataloaders import create_dataset
+from dataloaders import create_dataset, transforms
 from dataloaders.transforms import (
     HOP_LENGTH,
     LOG_FLOOR,
@@ -27,7 +27,7 @@ from dataloaders.transforms import (
     spectrogram,
     valid_depth,
 )
-from errors import OptionError
+from errors import DataError, OptionError
 
 DEPTHS = arrays.arrays(
     np.float32,
@@ -129,6 +129,20 @@ def test_resampled_sine_is_the_sine(rate, frequency):
 def test_resampling_leaves_no_alias():
     tone = torch.sin(2 * math.pi * 30_000 * torch.arange(9600, dtype=torch.float64) / 96_000).float().expand(2, -1)
     assert resample(tone, 96_000)[:, 200:-200].abs().max() < 1e-3  # 30 kHz would come back at 14.1 kHz
+
+
+def test_a_recording_is_resampled_in_parts_as_in_one(monkeypatch):
+    wave = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0))
+    in_one = transforms.resample(wave, 48_000)
+    monkeypatch.setattr(transforms, "RESAMPLED_AT_ONCE", 500)
+    assert torch.equal(transforms.resample(wave, 48_000), in_one)
+    assert transforms.resample(wave[:, :0], 48_000).shape == (2, 0)
+
+
+def test_a_recording_of_minutes_is_refused():
+    preprocessing = {"audio_samples": None, "audio_format": "spectrogram"}
+    with pytest.raises(DataError, match="lasts 61 s; cut it"):
+        transforms.prepare_wave(torch.zeros(1, 61 * 44_100).expand(2, -1), preprocessing)
 
 
 def test_resampled_recording_gives_nearly_the_same_spectrogram(tmp_path):

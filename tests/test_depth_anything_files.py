@@ -15,6 +15,7 @@ from models.rgb_depth_model import create_rgb_depth_model
 from models.weights import read_safetensors, read_weights
 from tools import convert_checkpoint
 from training.checkpoint import load_model, save_checkpoint, save_model
+from training.version import VERSION
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -267,6 +268,7 @@ def test_a_network_is_saved_with_what_it_is(model, tmp_path):
         "format": "pt",
         "config": '{"name": "depth_anything", "config": {"preset": "tiny"}}',
         "license": "CC-BY-NC-4.0",
+        "version": VERSION,
         "teacher": "vitl",
     }
     opened, checkpoint = load_model(path)

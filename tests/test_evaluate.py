@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from make_data import write_batvision_v2, write_nyu_b
+from make_data import truncate, write_batvision_v2, write_nyu_b
 
 import evaluate
 import train_rgb_depth
@@ -170,6 +170,45 @@ def test_checkpoints_that_cannot_be_read(trained, tmp_path, run_cli, damage):
     assert len(errors.strip().splitlines()) == 1
     assert "broken.pth" in errors
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_training_file_costs_the_baselines_alone(trained, tmp_path, run_cli, workers):
+    write_batvision_v2(tmp_path / "data", locations=["Hall"])
+    truncate(tmp_path / "data/Hall/depth/depth_3.npy")
+    flags = ("--dataset", "batvisionv2", "--dataset_dir", tmp_path / "data", "--num_workers", workers)
+    report, out = report_of(run_cli, tmp_path, "--checkpoint", trained, *flags)
+    assert report["n_images"] == 3
+    assert report["baselines"] == {}
+    (line,) = (line for line in out.splitlines() if line.startswith("no baselines: "))
+    assert "Hall/depth/depth_3.npy" in line and "row 4" in line
+
+
+def test_a_broken_file_that_the_network_does_not_take_costs_no_figure(trained, tmp_path, run_cli):
+    write_batvision_v2(tmp_path / "data", locations=["Hall"])
+    truncate(tmp_path / "data/Hall/audio/audio_9.wav")
+    flags = ("--dataset", "batvisionv2", "--dataset_dir", tmp_path / "data")
+    report, out = report_of(run_cli, tmp_path, "--checkpoint", trained, *flags)
+    assert report["n_images"] == 3
+    assert "the cases are shown without what the network does not take: " in out
+    assert (tmp_path / "results/e/batvisionv2_test_cases.png").is_file()
+
+
+def test_a_checkpoint_writes_results_by_name_only(trained, tmp_path, run_cli):
+    checkpoint = load_checkpoint(trained)
+    checkpoint["args"]["experiment_name"] = "../elsewhere"
+    save_checkpoint(checkpoint, tmp_path / "e.pth")
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", tmp_path / "e.pth", "--output_dir", tmp_path / "out")
+    assert code == 2
+    assert "its experiment_name is a path" in errors
+
+
+def test_a_report_that_cannot_be_written_is_one_line(trained, tmp_path, run_cli):
+    (tmp_path / "file").write_text("")
+    flags = ("--checkpoint", trained, "--output_dir", tmp_path, "--json", tmp_path / "file/report.json")
+    code, _, errors = run_cli(evaluate.main, *flags, "--num_workers", 0)
+    assert code == 2
+    assert "report.json cannot be written" in errors
 
 
 def test_a_data_set_without_depth(trained, tmp_path, run_cli):

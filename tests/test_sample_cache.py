@@ -166,7 +166,7 @@ def test_each_modality_is_prepared_once_for_all_who_need_it(v2, tmp_path, prepar
         ({"rgb_filter": "bicubic"}, {"rgb"}),
         ({"label_fraction": 0.5, "label_seed": 1, "augment": True, "seed": 7}, set()),
     ],
-    ids=lambda value: "-".join(value),
+    ids=lambda value: "-".join(sorted(value)),
 )
 def test_what_shapes_a_sample_is_in_its_key_and_nothing_else(v2, change, again):
     def keys(**options):

@@ -226,7 +226,19 @@ def test_an_experiment_is_never_overwritten_silently(rooms, tmp_path, run_cli):
     assert code == 0
     assert "set aside" in out
     assert (tmp_path / "checkpoints/e/superseded_1/last.pth").read_bytes() == before
-    assert run_cli(train_rgb_depth.main, *begin, "--overwrite")[0] == 0
+    code, out, _ = run_cli(train_rgb_depth.main, *begin, "--overwrite")
+    assert code == 0
+    assert "set aside in superseded_2/ folders until an epoch is saved" in out
+    assert not list(tmp_path.rglob("superseded_2")), "an epoch of the new run is saved"
+    assert (tmp_path / "checkpoints/e/superseded_1/last.pth").read_bytes() == before
+    assert (tmp_path / "checkpoints/e/last.pth").is_file()
+
+
+def test_an_output_folder_that_cannot_be_written_to(rooms, tmp_path, run_cli):
+    (tmp_path / "file").write_text("")
+    code, _, errors = run_cli(train_rgb_depth.main, *arguments(rooms, tmp_path / "file", "--nb_epochs", 1))
+    assert code == 2
+    assert f"--output_dir {tmp_path / 'file'} cannot be written to" in errors
 
 
 def test_an_experiments_default_name(rooms, tmp_path, run_cli):

@@ -38,10 +38,24 @@ from errors import CheckpointError, UserError
 from models import DepthModel, create_model
 from models.depth_anything import DepthAnything, restore_depth_anything
 from models.depth_anything_files import canonical_keys
-from models.weights import SAFETENSORS, read_pickle, read_safetensors, weights_in
+from models.weights import SAFETENSORS, load_strictly, read_pickle, read_safetensors, weights_in
 from training.files import write_whole
+from training.version import VERSION
 
 FORMAT = 1
+# What each part is, where it is there; those of REQUIRED always are.
+KINDS = {
+    "format": int,
+    "model": dict,
+    "model_state_dict": dict,
+    "preprocessing": dict,
+    "args": dict,
+    "epoch": int,
+    "step": int,
+    "best": dict,
+    "training": dict,
+}
+REQUIRED = ("format", "model", "model_state_dict", "preprocessing", "epoch")
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -97,37 +111,65 @@ def check_checkpoint(state: Any, path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not.
     """
-    missing = {"format", "model", "model_state_dict", "preprocessing", "epoch"} - set(
-        state if isinstance(state, dict) else ()
-    )
+    missing = [key for key in REQUIRED if not isinstance(state, dict) or key not in state]
     if missing:
-        raise CheckpointError(f"{path}: not a checkpoint of this toolkit; it has no {', '.join(sorted(missing))}")
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this toolkit; it has no {', '.join(missing)}; give one of a training script"
+        )
+    for key, kind in KINDS.items():
+        if key in state and not isinstance(state[key], kind):
+            raise CheckpointError(
+                f"{path}: not a checkpoint of this toolkit; its {key} is a {type(state[key]).__name__}"
+            )
     if state["format"] > FORMAT:
         raise CheckpointError(
-            f"{path}: has format {state['format']}, this version reads up to {FORMAT}; update the toolkit"
+            f"{path}: has format {state['format']}, this version ({VERSION}) reads up to {FORMAT}; update the toolkit"
         )
+    require_entries(state, path, "model", "name", "config")
+    if not isinstance(state["model"]["config"], dict):
+        raise CheckpointError(f"{path}: not a checkpoint of this toolkit; its model's config is no dict")
     return state
+
+
+def require_entries(checkpoint: Mapping[str, Any], path: Path, part: str, *names: str) -> None:
+    """Make sure that a part of a checkpoint says what is asked of it.
+
+    Raises:
+        CheckpointError: naming what it does not say.
+    """
+    missing = [name for name in names if name not in checkpoint.get(part, {})]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not a whole checkpoint; its {part} does not say {', '.join(missing)}; copy it again"
+        )
 
 
 def restore_model(checkpoint: dict[str, Any], path: Path) -> DepthModel:
     """Build the model that a checkpoint names, with its weights, in eval mode.
 
     Raises:
-        CheckpointError: the model is unknown, or the weights are not its own.
+        CheckpointError: the model is unknown, cannot be built, or the weights are not its own.
     """
     try:
         model = create_model(checkpoint["model"]["name"], **checkpoint["model"]["config"])
-    except (UserError, TypeError) as error:
+    except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # sizes that no network has end in any way
+        raise CheckpointError(f"{path}: no model can be built as it says ({error})") from error
     load_weights(model, checkpoint, path)
     return model.eval()
 
 
-def dataset_options_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def dataset_options_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the arguments of ``dataloaders.create_dataset`` under which a checkpoint's data set looks as in training.
 
     The split, the modalities and which pairs kept their labels are left to the caller.
+
+    Raises:
+        CheckpointError: it does not say.
     """
+    require_entries(checkpoint, path, "args", "dataset", "dataset_dir")
+    require_entries(checkpoint, path, "preprocessing", "image_size", "max_depth", "min_depth", "resample")
     trained, preprocessing = checkpoint["args"], checkpoint["preprocessing"]
     options = {
         "name": trained["dataset"],
@@ -135,7 +177,7 @@ def dataset_options_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
         "holdout_location": trained.get("holdout_location"),
         **{key: preprocessing[key] for key in ("image_size", "max_depth", "min_depth", "resample")},
     }
-    if preprocessing["audio_format"] is not None:
+    if preprocessing.get("audio_format") is not None:
         options["audio_format"] = preprocessing["audio_format"]
     if "rgb_filter" in preprocessing:
         options["rgb_filter"] = preprocessing["rgb_filter"]
@@ -195,7 +237,7 @@ def save_model(model: DepthModel, path: Path, license: str, **about: str) -> Non
     """Write a network as a bare safetensors file, under its own names, which says what it is.
 
     Its metadata, which ``models.weights.read_safetensors`` returns, are ``config`` (``{"name", "config"}`` for
-    ``models.create_model``, as JSON) and ``license``.
+    ``models.create_model``, as JSON), ``license`` and ``version``, which is this toolkit's.
 
     Args:
         model: the network.
@@ -207,7 +249,7 @@ def save_model(model: DepthModel, path: Path, license: str, **about: str) -> Non
         CheckpointError: the disk is full or not writable; what stood at ``path`` before still stands there.
     """
     config = json.dumps({"name": model.name, "config": model.config})
-    save_safetensors(model.state_dict(), path, {"config": config, "license": license, **about})
+    save_safetensors(model.state_dict(), path, {"config": config, "license": license, "version": VERSION, **about})
 
 
 def save_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -249,7 +291,4 @@ def load_weights(model: DepthModel, checkpoint: dict[str, Any], path: Path) -> N
     ]
     if differing:
         raise CheckpointError(f"{path}: was trained with {', '.join(differing)}; give the same flags")
-    try:
-        model.load_state_dict(checkpoint["model_state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit {model.name}: {error}") from error
+    load_strictly(model, weights_in(checkpoint["model_state_dict"], path), path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import CheckpointError, OptionError
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, require_entries, save_checkpoint
 from training.options import plain_arguments
 
 # What a run writes, folder by folder: nothing else is ever moved or removed.
@@ -50,6 +50,7 @@ class Experiment:
         self.checkpoints = output_dir / "checkpoints" / name
         self.results = output_dir / "results" / name
         self.logs = output_dir / "logs" / name
+        self._replaced: list[Path] = []  # folders of what --overwrite set aside
 
     def find_start(self, args: argparse.Namespace) -> Start:
         """Read what the run begins from; writes nothing.
@@ -102,27 +103,38 @@ class Experiment:
         checkpoint = load_checkpoint(path)
         if "training" not in checkpoint:
             raise CheckpointError(f"{path}: holds weights but no training state to resume; use --init_from {path}")
+        require_entries(checkpoint, path, "best", "epoch")
+        require_entries({"checkpoint": checkpoint}, path, "checkpoint", "args", "step")
         return Start(checkpoint, path)
 
     def begin(self, args: argparse.Namespace, start: Start) -> list[str]:
         """Make the folders ready and write ``args.json``; return what was set aside, as lines for the log.
 
-        Called when all else is known to be in order, so that a mistake in a flag or a data set overwrites nothing.
+        Called when all else is known to be in order, so that a mistake in a flag or a data set overwrites nothing. What
+        ``--overwrite`` replaces is set aside too, until :meth:`remove_replaced`: the first epoch may yet meet a broken
+        file.
+
+        Raises:
+            OptionError: the folders cannot be written to.
         """
-        notes = []
-        if args.overwrite:
-            for path in self.written():
-                path.unlink()
-        elif start.epoch == 0:
-            notes += self._set_aside(self.written())
-        else:
-            notes += self._rewind(start)
-        for folder in (self.checkpoints, self.results, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".*.tmp"):  # by a run that was killed while it wrote
-                left.unlink()
-        (self.checkpoints / "args.json").write_text(json.dumps(plain_arguments(args), indent=2) + "\n")
-        return notes
+        try:
+            aside = self._set_aside(self.written()) if start.epoch == 0 else self._rewind(start)
+            for folder in (self.checkpoints, self.results, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+                for left in folder.glob(".*.tmp"):  # by a run that was killed while it wrote
+                    left.unlink()
+            (self.checkpoints / "args.json").write_text(json.dumps(plain_arguments(args), indent=2) + "\n")
+        except OSError as error:
+            raise OptionError(f"--output_dir {self.output_dir} cannot be written to ({error})") from error
+        self._replaced = aside if args.overwrite else []
+        until = " until an epoch is saved" if args.overwrite else ""
+        return [f"earlier files were set aside in {aside[0].name}/ folders{until}"] if aside else []
+
+    def remove_replaced(self) -> None:
+        """Remove what ``--overwrite`` replaces. Called when the first epoch is saved, and a loss is none any more."""
+        for folder in self._replaced:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._replaced = []
 
     def holds_results(self) -> bool:
         """Return whether a run of this name has finished an epoch: one that failed before left nothing to lose."""
@@ -133,7 +145,7 @@ class Experiment:
         folders = {"checkpoints": self.checkpoints, "results": self.results, "logs": self.logs}
         return [path for key, folder in folders.items() for pattern in WRITTEN[key] for path in folder.glob(pattern)]
 
-    def _rewind(self, start: Start) -> list[str]:
+    def _rewind(self, start: Start) -> list[Path]:
         """Set aside what is later than the epoch to resume, and bring back the best model of that time."""
         assert start.checkpoint is not None
         best = self.checkpoints / "best_model.pth"
@@ -145,26 +157,25 @@ class Experiment:
         ]
         if best.is_file() and load_checkpoint(best)["epoch"] > start.epoch:
             later.append(best)
-        notes = self._set_aside(later)
+        aside = self._set_aside(later)
         at_best = self.checkpoints / f"checkpoint_{start.checkpoint['best']['epoch']:04d}.pth"
         if not best.is_file() and at_best.is_file():
             shutil.copyfile(at_best, best)
         elif not best.is_file() and start.checkpoint["best"]["epoch"] == start.epoch:
             save_checkpoint({key: value for key, value in start.checkpoint.items() if key != "training"}, best)
-        return notes
+        return aside
 
-    def _set_aside(self, paths: list[Path]) -> list[str]:
-        """Move files into a new ``superseded_<n>`` folder beside them."""
-        if not paths:
-            return []
+    def _set_aside(self, paths: list[Path]) -> list[Path]:
+        """Move files into a new ``superseded_<n>`` folder beside them; return these folders."""
         number = 1
         while any((path.parent / f"superseded_{number}").exists() for path in paths):
             number += 1
+        folders = sorted({path.parent / f"superseded_{number}" for path in paths})
+        for folder in folders:
+            folder.mkdir()
         for path in paths:
-            folder = path.parent / f"superseded_{number}"
-            folder.mkdir(exist_ok=True)
-            path.rename(folder / path.name)
-        return [f"{len(paths)} earlier files were set aside in superseded_{number}/ folders"]
+            path.rename(path.parent / f"superseded_{number}" / path.name)
+        return folders
 
 
 def _epoch_of(path: Path) -> int:

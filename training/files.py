@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from errors import OptionError
 
 
 @contextmanager
@@ -37,6 +40,28 @@ def write_whole(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         with suppress(OSError):  # the first error is the one to hear of
             temporary.unlink()
         raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes a file that a flag names: the refusal of a disk or a folder becomes an OptionError."""
+    try:
+        yield
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written ({error})") from error
+
+
+def write_json(report: Any, path: Path) -> None:
+    """Write a report, whole or not at all, in a folder that is made; a figure that is not a number is null.
+
+    Raises:
+        OptionError: the disk is full or not writable.
+    """
+    plain = json.loads(json.dumps(report), parse_constant=lambda name: None)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as file:
+            file.write(f"{json.dumps(plain, indent=2, allow_nan=False)}\n".encode())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -303,9 +303,14 @@ def check_training_options(args: argparse.Namespace, stage: str) -> None:
         raise OptionError(f"--stop_after_epoch {args.stop_after_epoch} is beyond --nb_epochs {args.nb_epochs}")
     if args.experiment_name is None:
         args.experiment_name = f"{stage}_{args.dataset}_BS{args.batch_size}_Lr{args.learning_rate:g}"
-    if args.experiment_name in ("", ".", "..") or any(mark in args.experiment_name for mark in "/\\\0"):
+    if not is_folder_name(args.experiment_name):
         raise OptionError(f"--experiment_name {args.experiment_name!r} must be the name of a folder, not a path")
     args.stage = stage
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether a text names a folder inside another one: it is no path that leads elsewhere."""
+    return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
 
 
 def check_device(args: argparse.Namespace, most: int | None = None) -> None:

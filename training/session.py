@@ -33,6 +33,7 @@ from training.metrics import BATVISION, Scoring
 from training.options import plain_arguments
 from training.run_log import Row, RunLog
 from training.task import Batch, Task
+from training.version import VERSION
 from training.visualization import Column, error_map, save_curves, save_grid
 
 # Flags that may differ between a run and its continuation without a change to its end.
@@ -173,6 +174,7 @@ def run_training(
             save_grid(path, columns(batch, prediction), batch["id"], f"{args.experiment_name}, epoch {progress.epoch}")
             log.picture("validation", path, progress.step)
         save_checkpoint(state, experiment.checkpoints / "last.pth")
+        experiment.remove_replaced()
 
     networks = {"val": student, **{f"val_{name}": model for name, model in task.watched().items()}}
     scored: Any = (fabric, networks, val_loader, args.limit_val_batches, validation.scoring, {})
@@ -264,11 +266,11 @@ def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimi
         task.load_extra_state(training["task_state_dict"])
         optimizer.load_state_dict(training["optimizer_state_dict"])
         fabric._precision.load_state_dict(training["precision_state_dict"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        value = best["value"] if "value" in best else best["rmse"]  # it was called so while it could be nothing else
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{start.path}: its training state does not fit these flags ({error})") from error
     for group, asked in zip(optimizer.param_groups, asked_for, strict=True):
         group.update(asked, initial_lr=asked["lr"])
-    value = best.get("value", best.get("rmse"))  # it was called so while it could be nothing else
     return Progress(start.checkpoint["epoch"], start.checkpoint["step"], value, best["epoch"])
 
 
@@ -292,7 +294,7 @@ def checkpoint_state(
         "epoch": progress.epoch,
         "step": progress.step,
         "best": {"value": progress.best, "epoch": progress.best_epoch},
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "versions": {"toolkit": VERSION, "python": platform.python_version(), "torch": str(torch.__version__)},
         **machine(args, fabric),
         "training": {
             "task_state_dict": task.extra_state(),
@@ -315,7 +317,7 @@ def changes(args: argparse.Namespace, fabric: Fabric, start: Start) -> list[str]
     """Name what differs from the run that is resumed, since then the end cannot be the same to the bit."""
     if start.checkpoint is None or start.weights_only:
         return []
-    before = {**start.checkpoint["args"], **{key: start.checkpoint[key] for key in machine(args, fabric)}}
+    before = {**start.checkpoint["args"], **{key: start.checkpoint.get(key) for key in machine(args, fabric)}}
     now = {**plain_arguments(args), **machine(args, fabric)}
     for settings in (before, now):  # where the cache lies changes nothing; whether there is one rounds spectrograms
         settings["cache_dir"] = "given" if settings.get("cache_dir") else None

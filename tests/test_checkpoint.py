@@ -1,0 +1,130 @@
+"""Checkpoints say their version; those of earlier ones load; a damaged one ends a resumed run with one line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import predict
+import train_rgb_depth
+from models import create_model
+from models.weights import read_safetensors
+from training.checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, save_model
+from training.version import VERSION
+
+SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--nb_epochs", 2)
+
+
+def train(rooms, output, *more):
+    flags = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", output, "--experiment_name", "e")
+    return [str(x) for x in (*flags, *SMALL, *more)]
+
+
+@pytest.fixture(scope="module")
+def begun(rooms, tmp_path_factory):
+    """A run that was stopped after the first of two epochs."""
+    folder = tmp_path_factory.mktemp("begun")
+    train_rgb_depth.main(train(rooms, folder, "--stop_after_epoch", 1))
+    return folder
+
+
+@pytest.fixture
+def stopped(begun, tmp_path):
+    return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+def test_a_version_stands_in_each(begun, tmp_path):
+    for name in ("last.pth", "best_model.pth"):
+        checkpoint = load_checkpoint(begun / "checkpoints/e" / name)
+        assert checkpoint["format"] == FORMAT
+        assert checkpoint["versions"] == {"toolkit": VERSION, **checkpoint["versions"]}
+    save_model(create_model("rgb_depth", base_channels=1), tmp_path / "eye.safetensors", "MIT")
+    assert read_safetensors(tmp_path / "eye.safetensors")[1]["version"] == VERSION
+
+
+def as_the_first_version_wrote_it(path):
+    """Rewrite a checkpoint: the best was known by its RMSE, and neither cubic filters nor precisions were kept."""
+    state = load_checkpoint(path)
+    state["best"] = {"rmse": state["best"]["value"], "epoch": state["best"]["epoch"]}
+    state["versions"] = {key: value for key, value in state["versions"].items() if key != "toolkit"}
+    for part, later in (("preprocessing", "rgb_filter"), ("args", "steps_per_epoch"), ("args", "micro_batch")):
+        del state[part][later]
+    if "training" in state:
+        state["training"]["scheduler_state_dict"] = {"last_epoch": 3}
+    save_checkpoint(state, path)
+
+
+def test_the_first_versions_checkpoints_resume_and_are_scored_and_predict(rooms, stopped, tmp_path, run_cli):
+    now = Path(shutil.copytree(stopped, tmp_path / "now"))
+    for name in ("last.pth", "best_model.pth"):
+        as_the_first_version_wrote_it(stopped / "checkpoints/e" / name)
+    for folder in (now, stopped):
+        assert run_cli(train_rgb_depth.main, *train(rooms, folder, "--resume"))[0] == 0
+    ends = [load_checkpoint(folder / "checkpoints/e/last.pth") for folder in (now, stopped)]
+    assert ends[0]["best"] == ends[1]["best"]
+    assert all(
+        torch.equal(ends[1]["model_state_dict"][key], value) for key, value in ends[0]["model_state_dict"].items()
+    )
+    path = stopped / "checkpoints/e/best_model.pth"
+    as_the_first_version_wrote_it(path)
+    flags = ("--checkpoint", path, "--output_dir", tmp_path, "--num_workers", 0)
+    assert run_cli(evaluate.main, *flags)[0] == 0
+    picture = next(rooms.glob("*/camera/*.jpeg"))
+    assert run_cli(predict.main, "--checkpoint", path, "--rgb", picture, "--output", tmp_path / "maps")[0] == 0
+
+
+def without(*keys):
+    """A change that leaves an entry out, which is found by its keys."""
+
+    def change(state):
+        for key in keys[:-1]:
+            state = state[key]
+        del state[keys[-1]]
+
+    return change
+
+
+def of_another_optimizer(state):
+    state["training"]["optimizer_state_dict"]["param_groups"][0]["params"].pop()
+
+
+def of_no_optimizer(state):
+    state["training"]["optimizer_state_dict"] = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without("training"), "--init_from"),
+        (without("training", "optimizer_state_dict"), "its training state does not fit"),
+        (without("training", "task_state_dict"), "its training state does not fit"),
+        (of_another_optimizer, "its training state does not fit"),
+        (of_no_optimizer, "its training state does not fit"),
+        (without("best"), "does not say epoch"),
+        (without("best", "value"), "its training state does not fit"),
+        (without("step"), "does not say step"),
+        (without("args"), "does not say args"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_does_not_resume_and_stays(change, says, rooms, stopped, run_cli):
+    path = stopped / "checkpoints/e/last.pth"
+    state = load_checkpoint(path)
+    change(state)
+    save_checkpoint(state, path)
+    before = {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()}
+    code, _, errors = run_cli(train_rgb_depth.main, *train(rooms, stopped, "--resume"))
+    (line,) = errors.strip().splitlines()
+    assert code == 2
+    assert "last.pth" in line
+    assert says in line
+    assert {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()} == before
+
+
+def test_a_network_is_opened_without_what_only_a_training_needs(stopped):
+    path = stopped / "checkpoints/e/last.pth"
+    state = load_checkpoint(path)
+    kept = ("format", "model", "model_state_dict", "preprocessing", "epoch")
+    save_checkpoint({key: state[key] for key in kept}, path)
+    assert load_model(path)[0].name == "rgb_depth"
