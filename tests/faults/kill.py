@@ -221,8 +221,7 @@ def chain(script: Script, fault: str, output: Path, tally: Tally, most: int, rng
     kept: dict[str, int] = {}
     kills = 0
     while True:
-        resumes = is_begun(script, output)
-        flags = (*where(script, output), *(("--resume",) if resumes else ()))
+        flags = (*where(script, output), *goes_on(script, output))
         disturbed = kills < most
         code, said = start(script, flags, fault if disturbed else "", output, rng)
         if "Traceback" in said:
@@ -246,9 +245,14 @@ def chain(script: Script, fault: str, output: Path, tally: Tally, most: int, rng
         tally.faults.append(f"{script.name}, {fault}: the end differs in {different}")
 
 
-def is_begun(script: Script, output: Path) -> bool:
-    """Tell whether there is a run to go on with."""
-    return script.name != SIMULATE and (output / "checkpoints/e/last.pth").is_file()
+def goes_on(script: Script, output: Path) -> tuple[str, ...]:
+    """Return the flag that goes on with what a killed run has left.
+
+    One that was killed in its first epoch, after its best model was written and before ``last.pth``, begins anew.
+    """
+    if script.name == SIMULATE or not list(output.glob("checkpoints/e/*.pth")):
+        return ()
+    return ("--resume",) if (output / "checkpoints/e/last.pth").is_file() else ("--overwrite",)
 
 
 def is_expected(fault: str, code: int, said: str) -> bool:
@@ -326,7 +330,7 @@ def one_of_two(flags: tuple[str, ...], folder: Path, kills: int) -> Tally:
         if code == 0 or seconds > MINUTE:
             tally.faults.append(f"one of two died: exit code {code} after {seconds:.0f} s")
         look(script, "one of two dies", output, {}, tally)
-        torchrun(script, output, *(("--resume",) if is_begun(script, output) else ("--overwrite",)))
+        torchrun(script, output, *goes_on(script, output))
         different = compare(script, output)
         tally.ends += 1
         if different:
