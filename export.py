@@ -1,54 +1,60 @@
-"""A network in a file that runs without this toolkit, its preprocessing inside: ONNX, or a program of torch.export."""
+"""A network in a file that runs without this toolkit, waveform in, metres out: ONNX, or a program of torch.export."""
 
 from __future__ import annotations
 
 import argparse
-import io
+import importlib.util
 import json
 import logging
+import math
 import platform
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
+from torch.utils.data import DataLoader, Dataset
 
 from dataloaders import AudioFrontEnd, DepthDataset, create_dataset, create_loader, prepare_audio, prepare_wave
-from dataloaders.transforms import MIN_SAMPLES, SAMPLE_RATE, size_pair
+from dataloaders.transforms import MIN_SAMPLES, size_pair
 from errors import CheckpointError, OptionError, run_script
 from models import DepthModel, onnx_file
 from models.base import INPUT_CHANNELS
-from models.depth_anything import DepthAnything
-from models.onnx_file import OnnxNetwork, import_extra
+from models.onnx_file import OnnxNetwork
 from simulation.scenes import draw_sample
 from training import loop, options
-from training.checkpoint import dataset_options_of, load_model
-from training.engine import create_fabric
-from training.files import write_whole
-from training.metrics import MetricTable, scoring_on
+from training.checkpoint import dataset_options_of, license_of, load_model, published_preprocessing
+from training.metrics import MetricTable, Scoring, scoring_on
+from training.model_card import model_card
 from training.task import Batch, model_inputs
 
 PROGRAM = ".pt2"
 SUFFIXES = (onnx_file.SUFFIX, PROGRAM)
-EXTRAS = ("onnx", "onnxruntime", "onnxscript")  # what an ONNX file needs to be written and checked
+EXTRAS = ("onnx", "onnxruntime", "onnxscript")  # what writing and checking an ONNX file needs besides
 OPSET = 20
 TOLERANCE = 1e-3  # of the file's answer: in metres, or as a share of the largest disparity
+LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # what is computed in 8 bits
 CALIBRATION = 64  # training samples from which the ranges of 8-bit numbers are taken
-LATENCY_RUNS = 30
+BATCH = 16  # of the samples on which a file is scored
+TIMED_RUNS = 30
 
 Run = Callable[..., Tensor]  # a file that was opened: its inputs in order -> [B, 1, H, W]
 
 
 class EndToEnd(nn.Module):
     """A network with its preprocessing: what a microphone and a camera give -> what the network gives.
+
+    The spectrogram and ImageNet's normalisation are inside; a picture comes in at the network's size.
 
     Args:
         model: in eval mode; it keeps its weights, without gradients.
@@ -81,6 +87,42 @@ class EndToEnd(nn.Module):
         return self.model(*model_inputs(self.model, batch))
 
 
+class EndToEndSamples(Dataset):
+    """The samples of a data set, with the ``waveform`` [2, N] beside the spectrogram where the network takes it."""
+
+    def __init__(self, dataset: DepthDataset, network: EndToEnd) -> None:
+        self.dataset, self.network = dataset, network
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        sample = self.dataset[key]
+        if "waveform" in self.network.inputs:
+            wave = self.dataset.read_audio(self.dataset.rows[sample["index"]])
+            sample["waveform"] = prepare_wave(wave, self.network.preprocessing)
+        return sample
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What an 8-bit file is made and judged by: samples of the training split, and the validation split."""
+
+    train: list[dict[str, Any]]
+    validation: DataLoader
+    scoring: Scoring
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a file reaches: RMSE in metres over the validation images, megabytes, milliseconds an input."""
+
+    rmse: float
+    images: int
+    size: float
+    time: float
+
+
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
@@ -89,12 +131,16 @@ def create_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="any .pth of a training script, or bare weights of a network that sees",
+        help="any .pth of a training script, or Depth Anything's weights (.pth, .safetensors)",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="its suffix is the format: .onnx or .pt2"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="its suffix is the format, .onnx or .pt2; a model card is written beside it, with the suffix .md",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file")
+    parser.add_argument("--overwrite", action="store_true", help="replace both files")
     parser.add_argument(
         "--image_size",
         type=options.positive_int,
@@ -123,26 +169,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = create_parser().parse_args(argv)
     check_options(args)
     network, checkpoint = open_network(args)
+    samples = open_samples(args, network, checkpoint) if args.quantize else None
     about = describe(network, checkpoint)
     batches = trial_batches(network)
-    with quiet():
-        program = trace(network, batches[0])
-        content = save_program(program, about) if args.output.suffix == PROGRAM else save_onnx(program, about)
-    if args.quantize:
-        assert checkpoint is not None
-        content = quantize(args, network, checkpoint, content, batches)
-    difference = write_checked(args.output, content, network, batches, limited=not args.quantize)
-
-    metric = network.model.output == "metres"
-    unit = "m" if metric else "of the largest disparity"
-    allowed = "" if args.quantize else f" (allowed: {TOLERANCE:g})"
-    print(
-        f"largest difference to PyTorch over {sum(map(batch_size, batches))} inputs: {difference:.2g} {unit}{allowed}"
-    )
+    with folder_beside(args.output) as folder:  # what is checked there takes its place only then
+        file = folder / args.output.name
+        with quiet():
+            save = save_program if file.suffix == PROGRAM else save_onnx
+            save(file, network, batches[0], about)
+        agreement = check_answers(file, network, batches)
+        print(agreement)
+        figures = [f"The file in float32: {agreement}."]
+        if samples is not None:
+            about["precision"] = "int8"
+            with quiet():
+                quantized = quantize(file, samples.train, about)
+            cost = compare(*(measure(path, samples) for path in (file, quantized)))
+            print(cost)
+            figures.append(f"{cost}.")
+            file = quantized
+        card = file.with_suffix(".md")
+        card.write_text(
+            model_card(
+                args.output.name,
+                f"{'ONNX' if file.suffix == onnx_file.SUFFIX else 'A program of torch.export'}, {about['precision']}",
+                network.model,
+                network.preprocessing,
+                checkpoint,
+                takes=network.inputs,
+                license=license_of(network.model, checkpoint, args.checkpoint),
+                versions=about["versions"],
+                figures=figures,
+            ),
+            encoding="utf-8",
+        )
+        file.replace(args.output)
+        card.replace(args.output.with_suffix(".md"))
     shapes = ", ".join(f"{key} {shape_text(value)}" for key, value in batches[0].items())
-    answer = "depth in metres" if metric else "relative disparity, large where near"
-    size = args.output.stat().st_size / 1e6
-    print(f"{args.output}: {network.model.name}, {size:.2f} MB; {shapes} -> {answer}")
+    answer = "depth in metres" if network.model.output == "metres" else "relative disparity, large where near"
+    print(f"{args.output}: {network.model.name}, {about['precision']}; {shapes} -> {answer}")
+    print(f"model card: {args.output.with_suffix('.md')}")
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -153,11 +219,13 @@ def check_options(args: argparse.Namespace) -> None:
     """
     if args.output.suffix not in SUFFIXES:
         raise OptionError(f"--output {args.output}: the suffix is the format; known are {' '.join(SUFFIXES)}")
-    if args.output.exists() and not args.overwrite:
-        raise OptionError(f"--output {args.output} exists; --overwrite replaces it")
+    for path in (args.output, args.output.with_suffix(".md")):
+        if path.exists() and not args.overwrite:
+            raise OptionError(f"--output: {path} exists; --overwrite replaces it")
     if args.output.suffix == onnx_file.SUFFIX:
-        for module in EXTRAS:
-            import_extra(module, f"--output {args.output}")
+        missing = [module for module in EXTRAS if importlib.util.find_spec(module) is None]
+        if missing:
+            raise OptionError(f"--output {args.output}: ONNX needs more libraries: pip install {' '.join(missing)}")
     elif args.quantize:
         raise OptionError(f"--quantize is of {onnx_file.SUFFIX} files, not of {PROGRAM}")
     if args.dataset_dir and not args.quantize:
@@ -175,25 +243,15 @@ def open_network(args: argparse.Namespace) -> tuple[EndToEnd, dict[str, Any] | N
         OptionError: sizes that the network does not take, or that neither the file nor a flag says.
     """
     model, checkpoint = load_model(args.checkpoint)
-    if checkpoint is not None:
-        preprocessing = dict(checkpoint["preprocessing"])
-    elif "audio" in model.inputs:
-        raise OptionError(
-            f"--checkpoint {args.checkpoint}: bare weights do not say what {model.name} heard; give its .pth"
-        )
-    elif args.quantize:
-        raise OptionError(f"--quantize: bare weights do not say what {model.name} was trained on; give its .pth")
-    else:
-        cubic = isinstance(model, DepthAnything)  # as it was trained
-        preprocessing = {"image_size": None, "rgb_filter": "bicubic" if cubic else "bilinear"}
+    preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
+    if args.quantize and checkpoint is None:
+        raise OptionError(f"--quantize: {args.checkpoint} holds weights alone and names no data to calibrate on")
     if args.image_size:
-        preprocessing["image_size"] = options.image_size(args.image_size)
-    if preprocessing["image_size"] is None:
-        raise OptionError(f"--image_size is missing: bare weights do not say what {model.name} is to be shown")
+        preprocessing = {**preprocessing, "image_size": options.image_size(args.image_size)}
     for side in size_pair(preprocessing["image_size"]):
         model.check_image_size(side)
     if "audio" in model.inputs:
-        preprocessing["audio_samples"] = sound_length(args, preprocessing["audio_samples"])
+        preprocessing = {**preprocessing, "audio_samples": sound_length(args, preprocessing["audio_samples"])}
     elif args.audio_samples:
         raise OptionError(f"--audio_samples has no effect: {model.name} does not hear")
     return EndToEnd(model, preprocessing).eval(), checkpoint
@@ -207,44 +265,66 @@ def sound_length(args: argparse.Namespace, samples: int | None) -> int:
     """
     if samples is not None and args.audio_samples:
         raise OptionError(f"--audio_samples has no effect: the sound of {args.checkpoint} has {samples}")
-    if samples is None and args.audio_samples is None:
+    samples = samples or args.audio_samples
+    if samples is None:
         raise OptionError(
             f"--audio_samples is missing: the sound of {args.checkpoint} may have any length, a file's not"
         )
-    samples = samples or args.audio_samples
     if samples < MIN_SAMPLES:
         raise OptionError(f"--audio_samples {samples}: a spectrogram needs {MIN_SAMPLES} at least")
     return samples
 
 
+def open_samples(args: argparse.Namespace, network: EndToEnd, checkpoint: Mapping[str, Any]) -> Samples:
+    """Return what ``--quantize`` needs of the data that the network learnt from; the test split stays closed.
+
+    Raises:
+        DataError: the data are not there, or have no measured depth.
+    """
+    model = network.model
+    data = dataset_options_of(checkpoint) | {"image_size": network.preprocessing["image_size"]}
+    if args.dataset_dir:
+        data["dataset_dir"] = args.dataset_dir
+    train = create_dataset(**data, split="train", modalities=model.inputs)
+    validation = create_dataset(**data, split="val", modalities={*model.inputs, "depth"})
+    validation.require_depth()
+    count = min(CALIBRATION, len(train))
+    found: Any = EndToEndSamples(train, network)
+    scored: Any = EndToEndSamples(validation, network)
+    return Samples(
+        train=[found[index * len(train) // count] for index in range(count)],  # from every location
+        validation=create_loader(scored, BATCH, shuffle=False, num_workers=0),
+        scoring=scoring_on(
+            data["name"],
+            model.output,
+            "metric" if model.output == "metres" else "disparity_lsq",
+            data["max_depth"],
+        ),
+    )
+
+
 def describe(network: EndToEnd, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what a file says about itself: plain values (docs/EXPORT.md)."""
-    model, preprocessing = network.model, network.preprocessing
-    toolkit = re.search(r'^version = "(.+)"$', Path(__file__).with_name("pyproject.toml").read_text(), re.MULTILINE)
     return {
         "format": onnx_file.FORMAT,
-        "model": {"name": model.name, "config": model.config},
+        "model": {"name": network.model.name, "config": network.model.config},
         "inputs": list(network.inputs),
-        "output": model.output,
-        "precision": "fp32",
-        "preprocessing": preprocessing,
-        "image_size": list(size_pair(preprocessing["image_size"])),
-        "max_depth": preprocessing.get("max_depth"),
-        "sample_rate": SAMPLE_RATE if "waveform" in network.inputs else None,
-        "audio_samples": preprocessing["audio_samples"] if "waveform" in network.inputs else None,
+        "output": network.model.output,
+        "precision": "float32",
+        "preprocessing": network.preprocessing,
         "epoch": checkpoint["epoch"] if checkpoint else None,
         "versions": {
-            "toolkit": toolkit[1] if toolkit else None,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
+            **{name: metadata.version(name) for name in EXTRAS if importlib.util.find_spec(name)},
         },
     }
 
 
 def trial_batches(network: EndToEnd) -> list[Batch]:
-    """Return what a file is checked on: one batch of three inputs and two of one, random and as they really are.
+    """Return what a file is checked on: a batch of three inputs and one of one.
 
-    A random input is noise, a real one the echo and the picture of a simulated room; the third is silence and darkness.
+    They are noise, silence and darkness, and the echoes and pictures of two simulated rooms.
     """
     height, width = size_pair(network.preprocessing["image_size"])
     generator = torch.Generator().manual_seed(0)
@@ -252,16 +332,15 @@ def trial_batches(network: EndToEnd) -> list[Batch]:
     if "waveform" in network.inputs:
         samples = network.preprocessing["audio_samples"]
         noise["waveform"] = 0.1 * torch.randn(INPUT_CHANNELS["audio"], samples, generator=generator)
-    rooms = [real_input(network, index) for index in range(2)]
-    black = {key: torch.zeros_like(value) for key, value in noise.items()}
+    nothing = {key: torch.zeros_like(value) for key, value in noise.items()}
+    room, other = (simulated_input(network, index) for index in range(2))
+    return [
+        {key: torch.stack([sample[key] for sample in samples]) for key in network.inputs}
+        for samples in ([noise, nothing, room], [other])
+    ]
 
-    def batch(*samples: Mapping[str, Tensor]) -> Batch:
-        return {key: torch.stack([sample[key] for sample in samples]) for key in network.inputs}
 
-    return [batch(noise, rooms[0], black), batch(rooms[1]), batch(noise)]
-
-
-def real_input(network: EndToEnd, index: int) -> dict[str, Tensor]:
+def simulated_input(network: EndToEnd, index: int) -> dict[str, Tensor]:
     """Return the echo [2, N] and the picture [3, H, W] of a simulated room."""
     room = draw_sample(0, "test", index, image_size=128, with_audio="waveform" in network.inputs)
     picture = torch.from_numpy(room.rgb).permute(2, 0, 1)[None].float() / 255  # [1, 3, 128, 128]
@@ -273,120 +352,202 @@ def real_input(network: EndToEnd, index: int) -> dict[str, Tensor]:
     return sample
 
 
-def batch_size(batch: Batch) -> int:
-    """Return the number of inputs in a batch."""
-    return len(next(iter(batch.values())))
-
-
 def shape_text(value: Tensor) -> str:
     """Return the shape of a batch's tensor as a text: [B, 2, 7782]."""
     return f"[{', '.join(['B', *map(str, value.shape[1:])])}]"
 
 
-# ----------------------------------------------------------------------------------------------------------- the files
+# ------------------------------------------------------------------------------------------------------------ float32
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Make a folder beside a file that is to be written, and remove it.
+
+    Raises:
+        OptionError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise OptionError(f"--output {path} cannot be written ({error})") from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' own progress and advice from the reader; their errors are raised."""
-    exporters = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in exporters]
-    for logger in exporters:
-        logger.setLevel(logging.ERROR)
+    """Keep the exporters' advice to programmers from the reader; their errors are raised."""
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(exporters, before, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
 
 
-@torch.no_grad()
-def trace(network: EndToEnd, batch: Batch) -> ExportedProgram:
-    """Return the network as a program that takes batches of any size."""
-    sizes = tuple({0: Dim("batch", min=1)} for _ in network.inputs)
-    return torch.export.export(network, tuple(batch[key] for key in network.inputs), dynamic_shapes=(sizes,))
+def save_program(path: Path, network: EndToEnd, batch: Batch, about: Mapping[str, Any]) -> None:
+    """Write a .pt2 file that takes batches of any size; the metadata are in its extra file ``echo_depth``."""
+    sizes = (tuple({0: Dim.DYNAMIC} for _ in network.inputs),)
+    program = torch.export.export(network, tuple(batch.values()), dynamic_shapes=sizes)
+    torch.export.save(program, path, extra_files={onnx_file.METADATA: json.dumps(about)})
 
 
-def save_program(program: ExportedProgram, about: Mapping[str, Any]) -> bytes:
-    """Return the content of a .pt2 file; the metadata are in its extra file ``echo_depth``."""
-    file = io.BytesIO()
-    torch.export.save(program, file, extra_files={onnx_file.METADATA: json.dumps(about)})
-    return file.getvalue()
-
-
-def save_onnx(program: ExportedProgram, about: Mapping[str, Any]) -> bytes:
-    """Return the content of an .onnx file; the metadata are in its ``metadata_props``."""
-    answer = "depth" if about["output"] == "metres" else "disparity"
-    converted = torch.onnx.export(
-        program, input_names=about["inputs"], output_names=[answer], opset_version=OPSET, verbose=False
+def save_onnx(path: Path, network: EndToEnd, batch: Batch, about: Mapping[str, Any]) -> None:
+    """Write an .onnx file that takes batches of any size; the metadata are in its ``metadata_props``."""
+    exported = torch.onnx.export(
+        network,
+        tuple(batch.values()),
+        input_names=network.inputs,
+        output_names=["depth" if network.model.output == "metres" else "disparity"],
+        dynamic_shapes=(tuple({0: "batch"} for _ in network.inputs),),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
     )
-    assert converted is not None
-    proto = converted.model_proto
+    assert exported is not None
+    proto = exported.model_proto
     for node in proto.graph.node:  # where each came from: the paths of this machine's Python files
         del node.metadata_props[:]
-    set_about(proto, about)
-    return proto.SerializeToString()
+    write_onnx(path, proto, about)
 
 
-def set_about(proto: Any, about: Mapping[str, Any]) -> None:
-    """Let an ONNX model say what it is, and nothing else."""
+def write_onnx(path: Path, proto: Any, about: Mapping[str, Any]) -> None:
+    """Write an ONNX model that says what it is."""
     del proto.metadata_props[:]
     proto.metadata_props.add(key=onnx_file.METADATA, value=json.dumps(about))
+    path.write_bytes(proto.SerializeToString())
 
 
-def open_file(path: Path, suffix: str) -> Run:
+def open_file(path: Path) -> Run:
     """Open what was written as its user would: in onnxruntime, or in torch without the classes of this toolkit."""
-    if suffix == onnx_file.SUFFIX:
-        return OnnxNetwork(path)
-    with path.open("rb") as file:
-        return torch.export.load(io.BytesIO(file.read())).module()
-
-
-def write_checked(
-    path: Path, content: bytes, network: EndToEnd, batches: Sequence[Batch], *, limited: bool = True
-) -> float:
-    """Write a file that answers as PyTorch does, or none.
-
-    Args:
-        path: the file; its suffix is the format.
-        content: what it is to hold.
-        network: what it must agree with.
-        batches: of inputs on which it must.
-        limited: whether a difference above ``TOLERANCE`` is refused.
-
-    Returns:
-        The largest difference, in metres or as a share of the largest disparity.
-
-    Raises:
-        CheckpointError: the file answers otherwise than PyTorch.
-        OptionError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path, durable=True) as file:
-            file.write(content)
-            file.flush()
-            difference = largest_difference(open_file(Path(file.name), path.suffix), network, batches)
-            if not (difference <= TOLERANCE if limited else difference < float("inf")):  # NaN is neither
-                raise CheckpointError(
-                    f"{path} was not written: it would answer up to {difference:.3g} otherwise than PyTorch"
-                )
-    except OSError as error:
-        raise OptionError(f"--output {path} cannot be written ({error})") from error
-    return difference
+    return OnnxNetwork(path) if path.suffix == onnx_file.SUFFIX else torch.export.load(path).module()
 
 
 @torch.no_grad()
-def largest_difference(run: Run, network: EndToEnd, batches: Sequence[Batch]) -> float:
-    """Return the largest difference to PyTorch's answers, in metres, or as a share of the largest disparity."""
-    expected = [network.expected(batch) for batch in batches]
-    found = [run(*(batch[key] for key in network.inputs)) for batch in batches]
-    assert [answer.shape for answer in found] == [answer.shape for answer in expected]
-    differences = torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)])
-    largest = torch.stack([answer.abs().max() for answer in expected]).max()
-    return float(differences.max() / (1.0 if network.model.output == "metres" else largest))  # NaN stays NaN
+def check_answers(path: Path, network: EndToEnd, batches: Sequence[Batch]) -> str:
+    """Make sure that a file answers as PyTorch does, and say how closely.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    run = open_file(path)
+    differences, largest = [], 0.0
+    for batch in batches:
+        expected, found = network.expected(batch), run(*batch.values())
+        assert found.shape == expected.shape
+        differences.append((found - expected).abs().max())
+        largest = max(largest, float(expected.abs().max()))
+    metric = network.model.output == "metres"
+    difference = float(torch.stack(differences).max()) / (1 if metric else largest)  # NaN stays NaN
+    unit = "m" if metric else "of the largest disparity"
+    text = f"{difference:.2g} {unit} at most from PyTorch's answers to {sum(map(batch_size, batches))} inputs"
+    if not difference <= TOLERANCE:
+        raise CheckpointError(f"{path.name} was not written: it would be {text}, and {TOLERANCE:g} is allowed")
+    return text
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the number of inputs in a batch."""
+    return next(iter(batch.values())).shape[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- 8 bits
+
+
+class Calibration:
+    """Samples as onnxruntime asks for them: one after the other, then None."""
+
+    def __init__(self, inputs: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> None:
+        self.rest = iter({key: sample[key][None].numpy() for key in inputs} for sample in samples)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next sample."""
+        return next(self.rest, None)
+
+
+def quantize(plain: Path, samples: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Path:
+    """Write an .onnx file's network in 8 bits, beside it, and return the path.
+
+    Weights have a scale for each channel, activations one for each tensor, from the extremes that the samples reach;
+    both are signed, so that products do not overflow on processors without VNNI. What makes the spectrogram and what
+    makes metres of the last features stays in float32: there 8 bits are too few.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    proto = onnx.load(plain)
+    path = plain.with_name(f"int8-{plain.name}")
+    quantize_static(
+        plain,
+        path,
+        Calibration(about["inputs"], samples),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(LAYERS),
+        nodes_to_exclude=sorted({*last_layers(proto), *front_end(proto)}),
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},  # attention's products of activations gain nothing
+    )
+    write_onnx(path, onnx.load(path), about)
+    return path
+
+
+def last_layers(proto: Any) -> set[str]:
+    """Return the names of the layers from which the output follows without a further layer."""
+    ways = upstream(proto, [output.name for output in proto.graph.output], stop=LAYERS)
+    return {node.name for node in ways if node.op_type in LAYERS}
+
+
+def front_end(proto: Any) -> set[str]:
+    """Return the names of the nodes that turn a waveform into a spectrogram; empty where there is none."""
+    ends = [node for node in proto.graph.node if "front_end.columns" in node.input]
+    return {node.name for node in upstream(proto, [name for end in ends for name in end.output])}
+
+
+def upstream(proto: Any, tensors: Sequence[str], stop: Sequence[str] = ()) -> list[Any]:
+    """Return the nodes from which tensors follow; of operations in ``stop``, not what they follow from."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    found: dict[str, Any] = {}
+    ahead = list(tensors)
+    while ahead:
+        node = makers.get(ahead.pop())
+        if node is not None and node.name not in found:
+            found[node.name] = node
+            ahead += [] if node.op_type in stop else node.input
+    return list(found.values())
+
+
+def measure(path: Path, samples: Samples) -> Measured:
+    """Score a file on the validation split, and time it at batch 1.
+
+    Raises:
+        CheckpointError: its answers are not numbers.
+    """
+    network = OnnxNetwork(path)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    table = MetricTable(scoring=samples.scoring)
+    row = loop.evaluate(fabric, network, samples.validation, table=table, title=path.name).mean()
+    if not math.isfinite(row["rmse"]):
+        raise CheckpointError(f"{path.name} was not written: its answers are not numbers")
+    inputs = [samples.train[0][key][None] for key in network.inputs]
+    times = []
+    for _ in range(TIMED_RUNS):
+        before = time.perf_counter()
+        network(*inputs)
+        times.append(time.perf_counter() - before)
+    return Measured(row["rmse"], int(row["n_images"]), path.stat().st_size / 1e6, 1000 * float(np.median(times)))
+
+
+def compare(before: Measured, after: Measured) -> str:
+    """Say what 8 bits cost and gain."""
+    return (
+        f"float32 -> int8: validation RMSE {before.rmse:.4f} -> {after.rmse:.4f} m "
+        f"({after.rmse / before.rmse - 1:+.1%}) over {after.images} images, {before.size:.2f} -> {after.size:.2f} MB, "
+        f"{before.time:.1f} -> {after.time:.1f} ms an input on this machine ({torch.get_num_threads()} threads)"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from errors import OptionError, run_script
 from models.depth_anything import ALIASES, PRESETS, DepthAnything, create_depth_anything_model, find_preset
 from models.weights import read_metadata
 from training import loop, options
-from training.checkpoint import load_checkpoint, load_model, restore_model, save_model
+from training.checkpoint import OWN_LICENSE, license_of, load_checkpoint, load_model, restore_model, save_model
 from training.engine import create_fabric, resolve_precision, seed_weights
 from training.experiment import Experiment
 from training.metrics import scoring_on
@@ -45,9 +45,6 @@ COMPARED = 8  # pictures by which a cache recognises its data
 VIEWS: dict[str, Any] = {"local_crops": 2, "global_scale": [0.7, 1.0], "local_scale": [0.4, 0.8]}
 CONTEXTS: dict[str, Any] = {"hdn_variant": "dr", "hdn_level": 3}
 FEATURE_MARGIN = 0.85
-# Under which the published weights may be used, and so those that are distilled from them.
-LICENSES = {"vits": "Apache-2.0", "vitb": "CC-BY-NC-4.0", "vitl": "CC-BY-NC-4.0"}
-OWN_LICENSE = "that of its training data"
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -402,9 +399,7 @@ def open_network(flag: str, path: Path, name: str) -> tuple[DepthAnything, str]:
     if not isinstance(network, DepthAnything) or network.config["preset"] != preset:
         holds = f"{network.name} {network.config.get('preset', '')}".strip()
         raise OptionError(f"--{flag} {path} holds {holds}, not {name}")
-    if checkpoint is not None:
-        return network, checkpoint.get("args", {}).get("license", OWN_LICENSE)
-    return network, read_metadata(path).get("license") or LICENSES.get(preset, "unknown")
+    return network, license_of(network, checkpoint, path)
 
 
 def create_loss(args: argparse.Namespace, student: DepthAnything, teacher: Any) -> DisparityDistillationLoss:

@@ -1,9 +1,9 @@
-"""A network in an ONNX file, as ``export.py`` writes it: its preprocessing is inside, and onnxruntime runs it."""
+"""A network in an ONNX file, as ``export.py`` writes it: onnxruntime runs it, and no network is built in torch."""
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ FORMAT = 1  # of that text
 
 
 class OnnxNetwork(nn.Module):
-    """What ``loop.predict`` and ``predict.py`` ask of a network, from an ONNX file alone. It computes on the CPU.
+    """What ``training.loop`` and ``predict.py`` ask of a network, from an ONNX file alone. It computes on the CPU.
 
     Attributes:
         about: what the file says about itself (docs/EXPORT.md).
@@ -39,14 +39,17 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        runtime = import_extra("onnxruntime", str(path))
+        try:
+            import onnxruntime
+        except ImportError:
+            raise OptionError(f"{path}: an ONNX file needs onnxruntime: pip install onnxruntime") from None
         if not path.is_file():
             raise CheckpointError(f"{path}: there is no such file")
-        options = runtime.SessionOptions()
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors, which are raised anyway
         try:
-            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own have no base of their own
             raise CheckpointError(f"{path}: not a readable ONNX file (truncated or damaged)") from error
         self.about = read_about(self.session.get_modelmeta().custom_metadata_map, path)
@@ -62,35 +65,17 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(answer).to(inputs[0].device)
 
 
-def read_about(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+def read_about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Return what the metadata of a file say about its network.
 
     Raises:
         CheckpointError: another program wrote it, or a later version of this one.
     """
-    try:
-        about = json.loads(metadata.get(METADATA, ""))
-        version = about["format"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: not an export of this toolkit; its metadata have no {METADATA}") from None
-    if version > FORMAT:
-        raise CheckpointError(f"{path}: has format {version}, this version reads up to {FORMAT}; update the toolkit")
+    if METADATA not in metadata:
+        raise CheckpointError(f"{path}: not an export of this toolkit; its metadata have no {METADATA}")
+    about = json.loads(metadata[METADATA])
+    if about["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {about['format']}, this version reads up to {FORMAT}; update the toolkit"
+        )
     return about
-
-
-def import_extra(module: str, user: str) -> Any:
-    """Import a library that only exported files need.
-
-    Args:
-        module: its name.
-        user: what needs it, for the message.
-
-    Raises:
-        OptionError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise OptionError(
-            f"{user}: this needs {module}, which is not here; pip install onnx onnxruntime onnxscript"
-        ) from error

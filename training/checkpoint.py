@@ -37,11 +37,12 @@ from torch import Tensor
 from errors import CheckpointError, UserError
 from models import DepthModel, create_model
 from models.depth_anything import DepthAnything, restore_depth_anything
-from models.depth_anything_files import canonical_keys
-from models.weights import SAFETENSORS, read_pickle, read_safetensors, weights_in
+from models.depth_anything_files import LICENSES, canonical_keys
+from models.weights import SAFETENSORS, read_metadata, read_pickle, read_safetensors, weights_in
 from training.files import write_whole
 
 FORMAT = 1
+OWN_LICENSE = "that of its training data"
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -168,6 +169,13 @@ def published_preprocessing(model: DepthModel, path: Path) -> dict[str, Any]:
         "audio_format": None,
         "rgb_filter": "bicubic",
     }
+
+
+def license_of(model: DepthModel, checkpoint: Mapping[str, Any] | None, path: Path) -> str:
+    """Return the licence of weights that :func:`load_model` opened: what is said with them, or the published one."""
+    if checkpoint is not None:
+        return checkpoint.get("args", {}).get("license", OWN_LICENSE)
+    return read_metadata(path).get("license") or LICENSES.get(model.config.get("preset", ""), "unknown")
 
 
 def save_model(model: DepthModel, path: Path, license: str, **about: str) -> None:
