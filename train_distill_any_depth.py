@@ -26,7 +26,9 @@ from training import loop, options
 from training.checkpoint import OWN_LICENSE, license_of, load_checkpoint, load_model, restore_model, save_model
 from training.engine import create_fabric, resolve_precision, seed_weights
 from training.experiment import Experiment
+from training.files import write_whole
 from training.metrics import scoring_on
+from training.model_card import model_card
 from training.run_log import Row
 from training.session import Validation, run_training
 from training.task import Batch
@@ -496,7 +498,7 @@ class StepPicture:
 
 
 def export_student(args: argparse.Namespace, experiment: Experiment) -> None:
-    """Write the best epoch's student and the last one's, with what they are and under which licence.
+    """Write the best epoch's student and the last one's, with what they are and under which licence; with cards.
 
     ``student_best.safetensors`` and ``student_final.safetensors`` lie in ``--output_dir``; where those of another
     experiment are there already, beside this one's checkpoints.
@@ -521,6 +523,12 @@ def export_student(args: argparse.Namespace, experiment: Experiment) -> None:
                 "epoch": str(checkpoint["epoch"]),
             }
             save_model(model, folder / name, license=args.license, **about)
+            card = model_card(
+                name, "Weights alone (safetensors)", model, checkpoint["preprocessing"], checkpoint,
+                takes=model.inputs, license=args.license, versions=checkpoint["versions"],
+            )  # fmt: skip
+            with write_whole((folder / name).with_suffix(".md")) as file:
+                file.write(card.encode())
             print(f"weights: {folder / name} (licence: {args.license})")
 
 

@@ -33,6 +33,8 @@ NETWORKS = {
     "relative": ("depth_anything", {"preset": "tiny"}),
 }
 SIDES = {"relative": 28}  # a multiple of 14
+LAST = {"ears": "head.project", "eyes": "head.project", "bins": "decoder.choose"}
+LAST["relative"] = "depth_head.scratch.output_conv2.2"
 
 
 def untrained(key, rooms):
@@ -45,9 +47,7 @@ def untrained(key, rooms):
     with torch.no_grad():
         for _ in range(30):
             model(*inputs)
-        for last in (getattr(model, "head", None), getattr(getattr(model, "decoder", None), "choose", None)):
-            for weight in [] if last is None else last.parameters():
-                weight.mul_(3 if weight.dim() > 1 else 1)
+        model.get_submodule(LAST[key]).weight.mul_(30 if key == "relative" else 3)
     return model.eval(), dataset.preprocessing
 
 

@@ -102,9 +102,7 @@ def data_lines(checkpoint: Mapping[str, Any] | None) -> list[str]:
     labels = trained.get("label_fraction", 1.0)
     lines = [f"Learnt from the split `train` of `{trained['dataset']}`, epochs compared on its split `val`."]
     if labels < 1:
-        lines.append(
-            f"{100 * labels:g} % of the training pairs had measured depth (label_seed {trained['label_seed']})."
-        )
+        lines.append(f"{labels:.4g} of the training pairs had measured depth (label_seed {trained['label_seed']}).")
     if trained.get("holdout_location"):
         lines.append(f"Neither split has the locations {trained['holdout_location']}.")
     return [*lines, "The split `test` took no part."]
@@ -157,11 +155,11 @@ def origin_lines(checkpoint: Mapping[str, Any] | None, versions: Mapping[str, st
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     lines = ["```", command, "```", "", f"With {listed(versions)}."]
     if checkpoint is not None:
-        flags = {key: value for key, value in checkpoint.get("args", {}).items() if value not in (None, False, [])}
+        flags = {key: value for key, value in checkpoint.get("args", {}).items() if value is not None}
         lines += ["", f"Trained with {listed(checkpoint.get('versions', {}))}: {listed(flags)}."]
     return lines
 
 
 def listed(values: Mapping[str, Any]) -> str:
     """Return names and values as one phrase of code: `a 1`, `b x`."""
-    return ", ".join(f"`{key} {value}`" for key, value in values.items()) or "nothing that is known"
+    return ", ".join(f"`{key} {value}`" for key, value in values.items()) or "what nobody wrote down"
