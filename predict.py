@@ -1,4 +1,4 @@
-"""Depth maps from files that belong to no data set: a checkpoint, and recordings or pictures, are all it takes."""
+"""Depth maps from files that belong to no data set: a network's file, and recordings or pictures, are all it takes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from dataloaders import read_bare
 from dataloaders.images import SUFFIXES
 from dataloaders.readers import natural_order
 from errors import DataError, OptionError, run_script
-from models import DepthModel
+from models import onnx_file
+from models.onnx_file import OnnxNetwork
 from training import loop, options
 from training.checkpoint import load_model, published_preprocessing, require_entries
 from training.engine import create_fabric
@@ -27,6 +29,7 @@ from training.files import write_whole
 from training.task import Batch
 from training.visualization import Column, save_grid
 
+SOURCES = {"waveform": "audio"}  # an ONNX file makes the spectrogram of a recording itself
 FILES = {"audio": frozenset({".wav"}), "rgb": SUFFIXES}  # what is looked for in a folder
 # What is written of each, by what the network gives. A disparity has no unit, so there are no millimetres to count.
 WRITTEN = {"metres": ("{}.npy", "{}.png", "{}_depth.png"), "disparity": ("{}.npy", "{}_disparity.png")}
@@ -53,7 +56,7 @@ def create_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="any .pth of a training script, or Depth Anything's weights (.pth, .safetensors)",
+        help="any .pth of a training script, an .onnx of export.py, or Depth Anything's weights (.pth, .safetensors)",
     )
     parser.add_argument("--audio", type=Path, metavar="PATH", help="a stereo recording, or a folder of .wav files")
     parser.add_argument(
@@ -83,12 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, predict, write; a broken file among others is named, and the others are predicted."""
     args = create_parser().parse_args(argv)
     options.check_device(args, most=1)
-    model, checkpoint = load_model(args.checkpoint)
-    check_inputs(args, model)
-    preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
-    hearing = ("audio_samples", "audio_format", "resample") if "audio" in model.inputs else ()
-    require_entries({"preprocessing": preprocessing}, args.checkpoint, "preprocessing", "image_size", *hearing)
-    jobs = [replace(job, output=model.output) for job in find_jobs({key: getattr(args, key) for key in model.inputs})]
+    model, preprocessing = open_model(args)
+    inputs = [SOURCES.get(key, key) for key in model.inputs]
+    check_inputs(args, model.name, inputs)
+    jobs = [replace(job, output=model.output) for job in find_jobs({key: getattr(args, key) for key in inputs})]
     check_outputs(jobs, args.output, overwrite=args.overwrite)
     fabric = create_fabric(args)
     fabric.to_device(model.to(memory_format=torch.channels_last))
@@ -122,18 +123,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def check_inputs(args: argparse.Namespace, model: DepthModel) -> None:
+def open_model(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
+    """Return the network of ``--checkpoint``, in eval mode, and how its samples were made.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another kind.
+        OptionError: a flag that does nothing to an ONNX file, or onnxruntime is not installed.
+    """
+    if args.checkpoint.suffix != onnx_file.SUFFIX:
+        model, checkpoint = load_model(args.checkpoint)
+        preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
+        hearing = ("audio_samples", "audio_format", "resample") if "audio" in model.inputs else ()
+        require_entries({"preprocessing": preprocessing}, args.checkpoint, "preprocessing", "image_size", *hearing)
+        return model, preprocessing
+    for flag, given in (("--gpu_ids", args.gpu_ids is not None), ("--precision", args.precision not in ("auto", "32"))):
+        if given:
+            raise OptionError(f"{flag} has no effect: {args.checkpoint} runs on the CPU, as exactly as it was exported")
+    network = OnnxNetwork(args.checkpoint)
+    return network.eval(), network.preprocessing
+
+
+def check_inputs(args: argparse.Namespace, name: str, inputs: Sequence[str]) -> None:
     """Make sure that there is what the network takes, and nothing that it would ignore.
+
+    Args:
+        args: the flags.
+        name: of the model.
+        inputs: ``audio``, ``rgb`` or both.
 
     Raises:
         OptionError: naming the flag.
     """
-    takes = " and ".join(f"--{key}" for key in model.inputs)
+    takes = " and ".join(f"--{key}" for key in inputs)
     for key in ("audio", "rgb"):
-        if (getattr(args, key) is not None) != (key in model.inputs):
-            raise OptionError(f"--{key}: {args.checkpoint} is a {model.name}, which takes {takes}")
-    if args.resample and "audio" not in model.inputs:
-        raise OptionError(f"--resample has no effect: {args.checkpoint} is a {model.name}, which takes {takes}")
+        if (getattr(args, key) is not None) != (key in inputs):
+            raise OptionError(f"--{key}: {args.checkpoint} is a {name}, which takes {takes}")
+    if args.resample and "audio" not in inputs:
+        raise OptionError(f"--resample has no effect: {args.checkpoint} is a {name}, which takes {takes}")
 
 
 def find_jobs(paths: Mapping[str, Path]) -> list[Job]:

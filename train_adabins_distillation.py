@@ -387,6 +387,7 @@ def keep_networks(args: argparse.Namespace, teacher: DepthModel | None) -> None:
     if teacher is not None and any(parameter.requires_grad for parameter in teacher.parameters()):
         weights = {key: value.cpu() for key, value in teacher.state_dict().items()}
         as_saved = {"model": {"name": teacher.name, "config": teacher.config}, "model_state_dict": weights}
+        as_saved["best"] = {}  # the run's is the student's
         save_checkpoint(last | as_saved, folder / "teacher.pth")
         print(f"teacher: {folder / 'teacher.pth'}")
     if args.export_student:

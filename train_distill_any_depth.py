@@ -23,10 +23,12 @@ from errors import OptionError, run_script
 from models.depth_anything import ALIASES, PRESETS, DepthAnything, create_depth_anything_model, find_preset
 from models.weights import read_metadata
 from training import loop, options
-from training.checkpoint import load_checkpoint, load_model, restore_model, save_model
+from training.checkpoint import OWN_LICENSE, license_of, load_checkpoint, load_model, restore_model, save_model
 from training.engine import create_fabric, resolve_precision, seed_weights
 from training.experiment import Experiment
+from training.files import write_whole
 from training.metrics import scoring_on
+from training.model_card import model_card
 from training.run_log import Row
 from training.session import Validation, run_training
 from training.task import Batch
@@ -45,9 +47,6 @@ COMPARED = 8  # pictures by which a cache recognises its data
 VIEWS: dict[str, Any] = {"local_crops": 2, "global_scale": [0.7, 1.0], "local_scale": [0.4, 0.8]}
 CONTEXTS: dict[str, Any] = {"hdn_variant": "dr", "hdn_level": 3}
 FEATURE_MARGIN = 0.85
-# Under which the published weights may be used, and so those that are distilled from them.
-LICENSES = {"vits": "Apache-2.0", "vitb": "CC-BY-NC-4.0", "vitl": "CC-BY-NC-4.0"}
-OWN_LICENSE = "that of its training data"
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -402,9 +401,7 @@ def open_network(flag: str, path: Path, name: str) -> tuple[DepthAnything, str]:
     if not isinstance(network, DepthAnything) or network.config["preset"] != preset:
         holds = f"{network.name} {network.config.get('preset', '')}".strip()
         raise OptionError(f"--{flag} {path} holds {holds}, not {name}")
-    if checkpoint is not None:
-        return network, checkpoint.get("args", {}).get("license", OWN_LICENSE)
-    return network, read_metadata(path).get("license") or LICENSES.get(preset, "unknown")
+    return network, license_of(network, checkpoint, path)
 
 
 def create_loss(args: argparse.Namespace, student: DepthAnything, teacher: Any) -> DisparityDistillationLoss:
@@ -501,7 +498,7 @@ class StepPicture:
 
 
 def export_student(args: argparse.Namespace, experiment: Experiment) -> None:
-    """Write the best epoch's student and the last one's, with what they are and under which licence.
+    """Write the best epoch's student and the last one's, with what they are and under which licence; with cards.
 
     ``student_best.safetensors`` and ``student_final.safetensors`` lie in ``--output_dir``; where those of another
     experiment are there already, beside this one's checkpoints.
@@ -526,6 +523,12 @@ def export_student(args: argparse.Namespace, experiment: Experiment) -> None:
                 "epoch": str(checkpoint["epoch"]),
             }
             save_model(model, folder / name, license=args.license, **about)
+            card = model_card(
+                name, "Weights alone (safetensors)", model, checkpoint["preprocessing"], checkpoint,
+                takes=model.inputs, license=args.license, versions=checkpoint["versions"],
+            )  # fmt: skip
+            with write_whole((folder / name).with_suffix(".md")) as file:
+                file.write(card.encode())
             print(f"weights: {folder / name} (licence: {args.license})")
 
 

@@ -28,6 +28,9 @@ from models.weights import Weights
 
 LAYOUTS = ("original", "nested", "flat")  # those that can be written
 
+# Under which the published weights may be used, by preset, and so those that are distilled from them.
+LICENSES = {"vits": "Apache-2.0", "vitb": "CC-BY-NC-4.0", "vitl": "CC-BY-NC-4.0"}
+
 # From each layout to the canonical names; the first rule that fits a name is the one that counts.
 TO_CANONICAL: dict[str, tuple[tuple[str, str], ...]] = {
     "original": (),

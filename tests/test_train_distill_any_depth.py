@@ -294,6 +294,9 @@ def test_the_students_are_files_that_say_what_they_are(unbroken):
         assert json.loads(said["config"]) == {"name": "depth_anything", "config": {"preset": "tiny"}}
         assert (said["experiment"], said["teachers"], said["epoch"]) == ("e", "mini", str(source["epoch"]))
         assert said["license"] == "that of its training data"
+        card = path.with_suffix(".md").read_text()
+        assert card.startswith(f"# {name}.safetensors\n\nRelative disparity from a picture: `depth_anything`")
+        assert ("AbsRel" in card) is (source["best"]["epoch"] == source["epoch"])
 
 
 def test_the_checkpoint_holds_no_teacher(unbroken, mini):

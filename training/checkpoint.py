@@ -37,8 +37,8 @@ from torch import Tensor
 from errors import CheckpointError, UserError
 from models import DepthModel, create_model
 from models.depth_anything import DepthAnything, restore_depth_anything
-from models.depth_anything_files import canonical_keys
-from models.weights import SAFETENSORS, load_strictly, read_pickle, read_safetensors, weights_in
+from models.depth_anything_files import LICENSES, canonical_keys
+from models.weights import SAFETENSORS, load_strictly, read_metadata, read_pickle, read_safetensors, weights_in
 from training.files import write_whole
 from training.version import VERSION
 
@@ -55,6 +55,7 @@ KINDS = {
     "best": dict,
     "training": dict,
 }
+OWN_LICENSE = "that of its training data"
 REQUIRED = ("format", "model", "model_state_dict", "preprocessing", "epoch")
 
 
@@ -231,6 +232,13 @@ def published_preprocessing(model: DepthModel, path: Path) -> dict[str, Any]:
         "audio_format": None,
         "rgb_filter": "bicubic",
     }
+
+
+def license_of(model: DepthModel, checkpoint: Mapping[str, Any] | None, path: Path) -> str:
+    """Return the licence of weights that :func:`load_model` opened: what is said with them, or the published one."""
+    if checkpoint is not None:
+        return checkpoint.get("args", {}).get("license", OWN_LICENSE)
+    return read_metadata(path).get("license") or LICENSES.get(model.config.get("preset", ""), "unknown")
 
 
 def save_model(model: DepthModel, path: Path, license: str, **about: str) -> None:
