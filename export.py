@@ -34,10 +34,11 @@ from models.base import INPUT_CHANNELS
 from models.onnx_file import OnnxNetwork
 from simulation.scenes import draw_sample
 from training import loop, options
-from training.checkpoint import dataset_options_of, license_of, load_model, published_preprocessing
+from training.checkpoint import dataset_options_of, license_of, load_model, published_preprocessing, require_entries
 from training.metrics import MetricTable, Scoring, scoring_on
 from training.model_card import model_card
 from training.task import Batch, model_inputs
+from training.version import VERSION
 
 PROGRAM = ".pt2"
 SUFFIXES = (onnx_file.SUFFIX, PROGRAM)
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             about["precision"] = "int8"
             with quiet():
                 quantized = quantize(file, samples.train, about)
-            cost = compare(*(measure(path, samples) for path in (file, quantized)))
+            cost = compare(measure(file, samples), measure(quantized, samples), samples.scoring)
             print(cost)
             figures.append(f"{cost}.")
             file = quantized
@@ -245,6 +246,8 @@ def open_network(args: argparse.Namespace) -> tuple[EndToEnd, dict[str, Any] | N
     """
     model, checkpoint = load_model(args.checkpoint)
     preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
+    knows = ["image_size", *(("audio_samples", "audio_format") if "audio" in model.inputs else ())]
+    require_entries({"preprocessing": preprocessing}, args.checkpoint, "preprocessing", *knows, "max_depth")
     if args.quantize and checkpoint is None:
         raise OptionError(f"--quantize: {args.checkpoint} holds weights alone and names no data to calibrate on")
     if args.image_size:
@@ -315,6 +318,7 @@ def describe(network: EndToEnd, checkpoint: Mapping[str, Any] | None) -> dict[st
         "preprocessing": network.preprocessing,
         "epoch": checkpoint["epoch"] if checkpoint else None,
         "versions": {
+            "toolkit": VERSION,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             **{name: metadata.version(name) for name in EXTRAS if importlib.util.find_spec(name)},
@@ -542,11 +546,13 @@ def measure(path: Path, samples: Samples) -> Measured:
     return Measured(row["rmse"], int(row["n_images"]), path.stat().st_size / 1e6, 1000 * min(times))
 
 
-def compare(before: Measured, after: Measured) -> str:
+def compare(before: Measured, after: Measured, scoring: Scoring) -> str:
     """Say what 8 bits cost and gain."""
+    fitted = "" if scoring.protocol == "metric" else ", scale and shift fitted to each"
     return (
         f"float32 -> int8: validation RMSE {before.rmse:.4f} -> {after.rmse:.4f} m "
-        f"({after.rmse / before.rmse - 1:+.1%}) over {after.images} images, {before.size:.2f} -> {after.size:.2f} MB, "
+        f"({after.rmse / before.rmse - 1:+.1%}) over {after.images} images{fitted}, "
+        f"{before.size:.2f} -> {after.size:.2f} MB, "
         f"{before.time:.1f} -> {after.time:.1f} ms an input on this machine ({torch.get_num_threads()} threads)"
     )
 

@@ -21,8 +21,8 @@ def read_bare(files: Mapping[str, Source], preprocessing: Mapping[str, Any], *, 
         resample: bring other sample rates to 44.1 kHz.
 
     Returns:
-        ``audio`` [1, 2, S, S] with its ``waveform`` [1, 2, N] as it was cut, and ``rgb`` [1, 3, S, S], turned upright
-        as its EXIF tag says; those that there are.
+        ``audio`` [1, 2, S, S] with the ``waveform`` [1, 2, N] that it is made of, and ``rgb`` [1, 3, S, S], turned
+        upright as its EXIF tag says; those that there are.
 
     Raises:
         DataError: of a file that is broken, or not what it should be; the message names it.
@@ -33,7 +33,7 @@ def read_bare(files: Mapping[str, Source], preprocessing: Mapping[str, Any], *, 
             if key == "audio":
                 wave = read_wav(file, resample_to_44100=resample or preprocessing["resample"])
                 wave = prepare_wave(wave, preprocessing)  # [2, N]
-                batch["waveform"] = wave[None]  # [1, 2, N]
+                batch["waveform"] = wave[None]
                 batch[key] = prepare_audio(wave, preprocessing)[None]  # [1, 2, S, S]
             else:
                 batch[key] = prepare_rgb(read_image(file, upright=True), preprocessing)[None]  # [1, 3, S, S]

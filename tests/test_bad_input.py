@@ -22,6 +22,7 @@ from make_data import read_csv, write_batvision_v2, write_csv
 
 import check_dataset
 import evaluate
+import export
 import predict
 import train_binaural_attention
 import train_rgb_depth
@@ -258,6 +259,7 @@ def test_a_broken_checkpoint_ends_every_script_with_one_line(name, networks, dat
         refused(run_cli, predict.main, "--checkpoint", path, "--rgb", data / FILES["rgb"], "--output", tmp_path / "o"),
         refused(run_cli, evaluate.main, "--checkpoint", path, "--dataset_dir", data, *output, "--num_workers", 0),
     ]
+    lines.append(refused(run_cli, export.main, "--checkpoint", path, "--output", tmp_path / "o.pt2"))
     if name not in ("no preprocessing",):  # which a training gets from its own flags
         given = ("--dataset_dir", data, *output, "--init_from", path)
         lines.append(refused(run_cli, train_rgb_depth.main, *given, *SMALL))
@@ -265,4 +267,4 @@ def test_a_broken_checkpoint_ends_every_script_with_one_line(name, networks, dat
         assert "network.pth" in line
     assert says in lines[0]
     assert not (tmp_path / "results").exists()
-    assert not (tmp_path / "o").exists()
+    assert not list(tmp_path.glob("o*"))

@@ -43,6 +43,7 @@ from training.files import write_whole
 from training.version import VERSION
 
 FORMAT = 1
+OWN_LICENSE = "that of its training data"
 # What each part is, where it is there; those of REQUIRED always are.
 KINDS = {
     "format": int,
@@ -55,7 +56,6 @@ KINDS = {
     "best": dict,
     "training": dict,
 }
-OWN_LICENSE = "that of its training data"
 REQUIRED = ("format", "model", "model_state_dict", "preprocessing", "epoch")
 
 
