@@ -95,8 +95,8 @@ def test_the_users_commands_for_distillation_parse(name, number):
 
 
 @pytest.mark.parametrize("script", ELSEWHERE)
-def test_the_readme_says_where_the_documents_scripts_are(script):
-    table = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## From the documents to here")[1]
+def test_a_page_says_where_the_documents_scripts_are(script):
+    table = (REPOSITORY / "docs/FROM_THE_DOCUMENTS.md").read_text(encoding="utf-8")
     (row,) = (line for line in table.splitlines() if f"`{script}`" in line)
     assert " ".join(ELSEWHERE[script]) in row.split("|")[2]
 
