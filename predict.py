@@ -21,7 +21,7 @@ from dataloaders.readers import natural_order
 from errors import DataError, OptionError, run_script
 from models import DepthModel
 from training import loop, options
-from training.checkpoint import load_model, published_preprocessing, require_entries
+from training.checkpoint import load_model, preprocessing_of
 from training.engine import create_fabric
 from training.files import write_whole
 from training.task import Batch
@@ -85,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.check_device(args, most=1)
     model, checkpoint = load_model(args.checkpoint)
     check_inputs(args, model)
-    preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
-    hearing = ("audio_samples", "audio_format", "resample") if "audio" in model.inputs else ()
-    require_entries({"preprocessing": preprocessing}, args.checkpoint, "preprocessing", "image_size", *hearing)
+    preprocessing = preprocessing_of(model, checkpoint, args.checkpoint)
     jobs = [replace(job, output=model.output) for job in find_jobs({key: getattr(args, key) for key in model.inputs})]
     check_outputs(jobs, args.output, overwrite=args.overwrite)
     fabric = create_fabric(args)
