@@ -34,7 +34,7 @@ from models.base import INPUT_CHANNELS
 from models.onnx_file import OnnxNetwork
 from simulation.scenes import draw_sample
 from training import loop, options
-from training.checkpoint import dataset_options_of, license_of, load_model, published_preprocessing, require_entries
+from training.checkpoint import dataset_options_of, license_of, load_model, preprocessing_of, require_entries
 from training.metrics import MetricTable, Scoring, scoring_on
 from training.model_card import model_card
 from training.task import Batch, model_inputs
@@ -245,9 +245,8 @@ def open_network(args: argparse.Namespace) -> tuple[EndToEnd, dict[str, Any] | N
         OptionError: sizes that the network does not take, or that neither the file nor a flag says.
     """
     model, checkpoint = load_model(args.checkpoint)
-    preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
-    knows = ["image_size", *(("audio_samples", "audio_format") if "audio" in model.inputs else ())]
-    require_entries({"preprocessing": preprocessing}, args.checkpoint, "preprocessing", *knows, "max_depth")
+    preprocessing = preprocessing_of(model, checkpoint, args.checkpoint)
+    require_entries({"preprocessing": preprocessing}, args.checkpoint, "preprocessing", "max_depth")
     if args.quantize and checkpoint is None:
         raise OptionError(f"--quantize: {args.checkpoint} holds weights alone and names no data to calibrate on")
     if args.image_size:

@@ -23,7 +23,7 @@ from errors import DataError, OptionError, run_script
 from models import onnx_file
 from models.onnx_file import OnnxNetwork
 from training import loop, options
-from training.checkpoint import load_model, published_preprocessing, require_entries
+from training.checkpoint import load_model, preprocessing_of
 from training.engine import create_fabric
 from training.files import write_whole
 from training.task import Batch
@@ -132,10 +132,7 @@ def open_model(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
     """
     if args.checkpoint.suffix != onnx_file.SUFFIX:
         model, checkpoint = load_model(args.checkpoint)
-        preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, args.checkpoint)
-        hearing = ("audio_samples", "audio_format", "resample") if "audio" in model.inputs else ()
-        require_entries({"preprocessing": preprocessing}, args.checkpoint, "preprocessing", "image_size", *hearing)
-        return model, preprocessing
+        return model, preprocessing_of(model, checkpoint, args.checkpoint)
     for flag, given in (("--gpu_ids", args.gpu_ids is not None), ("--precision", args.precision not in ("auto", "32"))):
         if given:
             raise OptionError(f"{flag} has no effect: {args.checkpoint} runs on the CPU, as exactly as it was exported")

@@ -24,7 +24,7 @@ from errors import DataError, OptionError
 from models import DepthModel
 from page.examples import Example
 from training import loop
-from training.checkpoint import load_model, published_preprocessing
+from training.checkpoint import load_model, preprocessing_of
 from training.metrics import image_metrics, valid_pixels
 from training.visualization import DEPTH_COLORS, ECHO_COLORS, lift_echoes
 
@@ -57,7 +57,7 @@ def open_network(path: Path) -> Network:
         CheckpointError: the file is missing, broken, or of no network that is known here.
     """
     model, checkpoint = load_model(path)
-    preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, path)
+    preprocessing = preprocessing_of(model, checkpoint, path)
     return Network(model, preprocessing, facts_of(path, model, preprocessing, checkpoint or {}))
 
 

@@ -211,6 +211,18 @@ def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:
     return restore_depth_anything(canonical_keys(weights, path), path), None
 
 
+def preprocessing_of(model: DepthModel, checkpoint: Mapping[str, Any] | None, path: Path) -> dict[str, Any]:
+    """Return how the samples of a network from :func:`load_model` are made: enough for ``dataloaders.read_bare``.
+
+    Raises:
+        CheckpointError: nobody says it.
+    """
+    preprocessing = checkpoint["preprocessing"] if checkpoint else published_preprocessing(model, path)
+    hearing = ("audio_samples", "audio_format", "resample") if "audio" in model.inputs else ()
+    require_entries({"preprocessing": preprocessing}, path, "preprocessing", "image_size", *hearing)
+    return preprocessing
+
+
 def published_preprocessing(model: DepthModel, path: Path) -> dict[str, Any]:
     """Return the preprocessing of a network from a bare file, which does not say it: that of Depth Anything.
 
