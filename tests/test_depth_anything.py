@@ -293,7 +293,7 @@ def checkpoint(tmp_path):
         "model": {"name": model.name, "config": model.config},
         "model_state_dict": model.state_dict(),
         "preprocessing": {"image_size": 28, "audio_format": None},
-        "args": {},
+        "args": {"experiment_name": "e", "label_fraction": 1.0, "label_seed": 0},
         "epoch": 1,
     }
     save_checkpoint(state, tmp_path / "student.pth")

@@ -1,5 +1,6 @@
 """The loop's promises: a NaN reaches nothing, a full disk loses nothing, random state belongs to the epoch."""
 
+import argparse
 import math
 import os
 
@@ -12,7 +13,7 @@ from dataloaders import create_dataset, create_loader
 from errors import CheckpointError, DataError, TrainingError, UserError, from_worker
 from models import create_model
 from training import checkpoint, loop
-from training.engine import resolve_precision, seed_epoch
+from training.engine import create_fabric, resolve_precision, seed_epoch
 from training.run_log import RunLog, Table, read_csv
 from training.session import learning_rate_factor
 from training.task import Task, count_images, mean_over_images
@@ -184,6 +185,26 @@ def test_a_cpu_computes_in_bf16_where_it_multiplies_it(monkeypatch):
     for has, expected in (({"avx512_f": True}, "32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
         assert resolve_precision("auto") == expected
+
+
+class Recording(CountedTask):
+    """Remembers the measured depth that it was given."""
+
+    def forward(self, batch, progress):
+        self.seen = batch["depth"].clone()
+        return super().forward(batch, progress)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_measured_depth_is_not_rounded(precision):
+    fabric = create_fabric(argparse.Namespace(precision=precision, gpu_ids=None))
+    task = Recording(nn.Linear(1, 1))
+    depth = torch.tensor([4.9876, 1.2345])[:, None, None, None].expand(-1, 1, 2, 2)
+    fabric.setup(task)({"depth": depth.to(fabric.device), "id": ["a", "b"]}, 0.0)
+    assert torch.equal(task.seen.cpu(), depth)
+    with fabric.autocast():
+        dtype = task.student(torch.ones(1, 1, device=fabric.device)).dtype
+    assert dtype == (torch.float32 if precision == "32" else torch.bfloat16)
 
 
 def test_tables_drop_later_rows_and_grow_columns(tmp_path):

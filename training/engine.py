@@ -5,14 +5,28 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 from errors import OptionError
 
 FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+class Autocast(MixedPrecision):
+    """Mixed precision whose batches stay in float32.
+
+    Fabric's own rounds all that goes into a task to the low precision, measured depth among it: in bfloat16 by up to
+    0.4 %, 2 cm at 5 m. Autocast rounds what a layer multiplies, and nothing else.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """Return the batch as it is."""
+        return data
 
 
 def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
@@ -31,12 +45,15 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
     devices: list[int] | int = local_world_size or (args.gpu_ids or [0] if use_cuda else 1)
     processes = (devices if isinstance(devices, int) else len(devices)) * getattr(args, "num_nodes", 1)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script says itself what it runs on
+    precision: Any = FABRIC_PRECISION[resolve_precision(args.precision, device)]
+    mixed = precision != FABRIC_PRECISION["32"]
     fabric = Fabric(
         accelerator=device,
         devices=devices,
         num_nodes=getattr(args, "num_nodes", 1),
         strategy="auto" if processes == 1 else "ddp_find_unused_parameters_true" if rests else "ddp",
-        precision=FABRIC_PRECISION[resolve_precision(args.precision, device)],  # type: ignore[arg-type]
+        precision=None if mixed else precision,
+        plugins=Autocast(precision, device) if mixed else None,
     )
     fabric.launch()
     if getattr(args, "sync_bn", False) and (device == "cpu" or processes == 1):
