@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.data import DataLoader, Dataset
 
-from dataloaders import AudioFrontEnd, DepthDataset, create_dataset, prepare_audio, prepare_wave
-from dataloaders.loaders import collate
+from dataloaders import AudioFrontEnd, DepthDataset, collate, create_dataset, prepare_audio, prepare_wave
 from dataloaders.transforms import MIN_SAMPLES, size_pair
 from errors import CheckpointError, OptionError, run_script
 from models import DepthModel, onnx_file
@@ -98,10 +97,10 @@ class EndToEndSamples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        sample = self.dataset[key]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.dataset[index]
         if "waveform" in self.network.inputs:
-            wave = self.dataset.read_audio(self.dataset.rows[sample["index"]])
+            wave = self.dataset.read_audio(self.dataset.rows[index])
             sample["waveform"] = prepare_wave(wave, self.network.preprocessing)
         return sample
 
@@ -292,11 +291,10 @@ def open_samples(args: argparse.Namespace, network: EndToEnd, checkpoint: dict[s
     validation = create_dataset(**data, split="val", modalities={*model.inputs, "depth"})
     validation.require_depth()
     count = min(CALIBRATION, len(train))
-    found: Any = EndToEndSamples(train, network)
-    scored = EndToEndSamples(validation, network)
+    found = EndToEndSamples(train, network)
     return Samples(
         train=[found[index * len(train) // count] for index in range(count)],  # from every location
-        validation=DataLoader(scored, BATCH, collate_fn=collate),
+        validation=DataLoader(EndToEndSamples(validation, network), BATCH, collate_fn=collate),
         scoring=scoring_on(
             data["name"],
             model.output,
