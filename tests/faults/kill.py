@@ -102,14 +102,19 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Make the data, the teachers and the unbroken runs; kill; print the table."""
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser with every flag and its default."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="of each fault on each script")
     parser.add_argument("--only", nargs="+", metavar="SCRIPT", help="these alone")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the data, the teachers and the unbroken runs; kill; print the table."""
+    args = create_parser().parse_args(argv)
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
