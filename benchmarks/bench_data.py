@@ -62,9 +62,7 @@ def create_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the files, measure, print a Markdown table."""
-    args = create_parser().parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = measure.parse(create_parser(), argv)
     logging.getLogger("dataloaders").setLevel(logging.WARNING)
     results = {}
     with tempfile.TemporaryDirectory(prefix="bench_data_") as folder:
@@ -75,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 pass_through(args, root, Path(folder, f"{case} {number}"), modalities) for number in range(args.rounds)
             ]
             results[case] = {way: [rates[way] for rates in rounds] for way in WAYS}
-    settings = {key: value for key, value in vars(args).items() if key != "json"}
-    measure.report(args, rows_of(results), samples_per_second=results, settings=settings)
+    measure.report(args, rows_of(results), samples_per_second=results)
 
 
 def write_files(root: Path, samples: int) -> None:

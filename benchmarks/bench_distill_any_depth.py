@@ -57,12 +57,10 @@ def create_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    args = create_parser().parse_args(argv)
+    args = measure.parse(create_parser(), argv)
     if args.image_size % MULTIPLE:
         raise OptionError(f"--image_size {args.image_size} is no multiple of {MULTIPLE}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = measure.device()
     settings = vars(args)
     apart = losses_apart(settings)
     steps = {"naive": naive_step(settings), "ours": our_step(settings)}
@@ -78,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "ours [GiB]": measure.memory_of(our_step, settings) / 2**30,
         "losses apart, float32": apart,
     }
-    kept = {key: str(value) for key, value in settings.items() if key != "json"}
-    measure.report(args, [row], ratio=row["ratio"], losses_apart=apart, settings=kept)
+    measure.report(args, [row], ratio=row["ratio"], losses_apart=apart)
 
 
 def build_networks(settings: dict[str, Any]) -> tuple[Any, Any, DisparityDistillationLoss]:
@@ -131,7 +128,7 @@ def our_step(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
 def naive_step(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Return a step as one writes it first, which returns its losses."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = measure.device()
     student, teacher, loss = build_networks(settings)
     align: Any = loss.align
     for network in (student, teacher, align):

@@ -53,10 +53,8 @@ def create_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    args = create_parser().parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    args = measure.parse(create_parser(), argv)
+    device = measure.device()
     name, model = open_model(args)
     rows: list[dict[str, object]] = []
     for images in BATCHES:
@@ -78,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 }
             )
     fastest = max(float(str(row["times as fast"])) for row in rows if row["batch"] == 1 and row["network"] != REFERENCE)
-    measure.report(args, rows, ratio=fastest, settings={"image_size": args.image_size, "model": name})
+    measure.report(args, rows, ratio=fastest)
 
 
 def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:

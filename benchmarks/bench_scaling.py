@@ -9,10 +9,8 @@ seconds and the peak memory that the script itself reports at its end: the epoch
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,10 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
-from errors import TrainingError, run_script
+from errors import run_script
 from training import options
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TIMES = 8
 
 
@@ -38,13 +35,13 @@ def create_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    args = create_parser().parse_args(argv)
+    args = measure.parse(create_parser(), argv)
     sizes = {"N": args.rooms, f"{TIMES} N": TIMES * args.rooms}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sizes}
     with tempfile.TemporaryDirectory() as folder:
         for rooms in sizes.values():
             shape = ("--train", rooms, "--val", 16, "--test", 0, "--image_size", args.image_size)
-            call("simulate_rooms.py", "--output", f"{folder}/{rooms}", *shape)
+            measure.call("simulate_rooms.py", "--output", f"{folder}/{rooms}", *shape)
         for _ in range(args.rounds):
             for name, rooms in sizes.items():
                 found[name].append(train(Path(folder), rooms, args.image_size))
@@ -67,24 +64,10 @@ def train(folder: Path, rooms: int, side: int) -> tuple[float, float]:
     """Return the seconds of an epoch's steps, and the peak memory in GiB."""
     flags = ("--base_channels", 8, "--batch_size", 16, "--image_size", side, "--num_workers", 0, "--nb_epochs", 1)
     where = ("--dataset", "simulated", "--dataset_dir", folder / f"{rooms}", "--output_dir", folder, "--overwrite")
-    said = call("train_rgb_depth.py", *flags, *where, "--experiment_name", "scaling")
+    said = measure.call("train_rgb_depth.py", *flags, *where, "--experiment_name", "scaling")
     found = re.search(r"took ([\d.]+) s, at most ([\d.]+) GiB", said)
     assert found, said
     return float(found.group(1)), float(found.group(2))
-
-
-def call(script: str, *flags: object) -> str:
-    """Run a script of this toolkit and return what it printed.
-
-    Raises:
-        TrainingError: it failed.
-    """
-    command = [sys.executable, script, *(str(flag) for flag in flags)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TrainingError(f"{' '.join(command[1:])}: {done.stderr.strip()}")
-    return done.stdout
 
 
 if __name__ == "__main__":

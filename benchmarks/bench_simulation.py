@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,10 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
-from errors import TrainingError, run_script
+from errors import run_script
 from training import options
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -38,7 +35,7 @@ def create_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    args = create_parser().parse_args(argv)
+    args = measure.parse(create_parser(), argv)
     rows = []
     for side in args.image_size:
         seconds = [simulate(args.rooms, side) for _ in range(args.rounds)]
@@ -56,18 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def simulate(rooms: int, side: int) -> float:
-    """Return the seconds that a data set of ``rooms`` takes, the start of Python included.
-
-    Raises:
-        TrainingError: the script failed.
-    """
+    """Return the seconds that a data set of ``rooms`` takes, the start of Python included."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "simulate_rooms.py", "--output", f"{folder}/rooms", "--image_size", f"{side}"]
-        command += ["--train", f"{rooms}", "--val", "0", "--test", "0"]
+        size = ("--train", rooms, "--val", 0, "--test", 0, "--image_size", side)
         begun = time.perf_counter()
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise TrainingError(f"{' '.join(command[1:])}: {done.stderr.strip()}")
+        measure.call("simulate_rooms.py", "--output", f"{folder}/rooms", *size)
         return time.perf_counter() - begun
 
 

@@ -56,16 +56,12 @@ def create_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    args = create_parser().parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    args = measure.parse(create_parser(), argv)
+    device = measure.device()
     peaks = measure_peaks(device, args.rounds)
     rows = [row for name in args.model for row in measure_model(args, name, device, peaks)]
     first = {key: rows[0][key] for key in ("ratio", "gflops")}
-    measure.report(args, rows, **first, **peaks, settings={
-        key: str(value) for key, value in vars(args).items() if key != "json"
-    })  # fmt: skip
+    measure.report(args, rows, **first, **peaks)
 
 
 def measure_peaks(device: str, rounds: int) -> dict[str, float]:
@@ -141,7 +137,7 @@ def work_of(settings: dict[str, Any]) -> float:
 
 def plain_step(settings: dict[str, Any]) -> Callable[[], object]:
     """Return some training steps as a first script has them."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = measure.device()
     model = build_model(settings).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     on_host = build_batch(settings, model)

@@ -7,11 +7,12 @@ median of the rounds' ratios. Seconds say little without the hardware, which eve
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -21,9 +22,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from errors import TrainingError
 from training import options
-from training.memory import peak_memory
+from training.files import write_json
+from training.machine import cpu_name, peak_memory
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 CONV = {"batch": 4, "channels": 128, "side": 128}  # the 3x3 convolution that stands for a machine's peak
 MATMUL = 2048
 UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2", "sve_bf16", "neon")
@@ -38,6 +42,32 @@ def create_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=options.positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, and take as many threads as are asked for."""
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
+def device() -> str:
+    """Return what is measured: ``cuda`` where there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def call(script: str, *flags: object) -> str:
+    """Run a script of this toolkit and return what it printed.
+
+    Raises:
+        TrainingError: it failed.
+    """
+    command = [sys.executable, script, *(str(flag) for flag in flags)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TrainingError(f"{' '.join(command[1:])}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def take_turns(
@@ -86,15 +116,6 @@ def hardware() -> dict[str, Any]:
     return found
 
 
-def cpu_name() -> str:
-    """Return the processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def convolution(dtype: torch.dtype, device: str) -> tuple[Callable[[], object], float]:
     """Return a 3x3 convolution, channels last, and its GFLOP."""
     batch, channels, side = CONV["batch"], CONV["channels"], CONV["side"]
@@ -135,10 +156,9 @@ def _send_memory(
     sender: Connection, threads: int, build: Callable[..., Callable[[], object]], args: tuple[object, ...]
 ) -> None:
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    before = peak_memory(device)
+    before = peak_memory(device())
     build(*args)()
-    sender.send(peak_memory(device) - before)
+    sender.send(peak_memory(device()) - before)
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
@@ -152,9 +172,10 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def report(args: argparse.Namespace, rows: Sequence[Mapping[str, object]], **figures: object) -> None:
-    """Print the table under the hardware's name, and write ``--json``: figures, rows, hardware."""
+    """Print the table under the hardware's name, and write ``--json``: figures, flags, rows, hardware."""
     machine = hardware()
     print(", ".join(f"{key} {value}" for key, value in machine.items()), end="\n\n")
     print(table(rows))
     if args.json:
-        args.json.write_text(json.dumps({**figures, "rows": list(rows), "hardware": machine}, indent=2) + "\n")
+        settings = options.plain_arguments(args)
+        write_json({**figures, "settings": settings, "rows": list(rows), "hardware": machine}, args.json)

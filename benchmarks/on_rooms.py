@@ -13,7 +13,7 @@ import torch
 
 from errors import OptionError, TrainingError
 from experiments.runs import Laboratory, Run, with_teachers
-from training import options
+from training import files, options
 
 Metrics = dict[str, Any]
 
@@ -91,4 +91,4 @@ def write_json(args: argparse.Namespace, figures: Any, **settings: Any) -> None:
     """Write ``--json``, if it was asked for: what the figures were made under, and the figures."""
     if args.json:
         settings = {**settings, "split": args.split, "jobs": args.jobs, "torch": str(torch.__version__)}
-        args.json.write_text(json.dumps({"settings": settings, **figures}, indent=2) + "\n")
+        files.write_json({"settings": settings, **figures}, args.json)

@@ -10,7 +10,6 @@ depth map's.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from training import loop, options
 from training.baselines import fit_baselines
 from training.depth_losses import l1_loss
 from training.engine import create_fabric, seed_weights
+from training.files import write_json
 from training.metrics import valid_pixels
 from training.run_log import RunLog
 from training.session import learning_rate_factor
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{name}, seed {seed}: {figures[name][-1]:.3f} m, {time.perf_counter() - started:.0f} s", flush=True)
     print(table(figures))
     if args.json:
-        args.json.write_text(json.dumps({"settings": options.plain_arguments(args), "rmse": figures}, indent=2) + "\n")
+        write_json({"settings": options.plain_arguments(args), "rmse": figures}, args.json)
 
 
 def loaders(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from experiments.runs import REPOSITORY, Run
 from experiments.statistics import Interval, change_interval, mean_interval
 from experiments.suites import Suite
 from training.files import write_whole
+from training.machine import cpu_name
 from training.run_log import read_csv
 
 matplotlib.use("Agg")
@@ -164,14 +165,11 @@ def versions() -> dict[str, str]:
         ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy"))
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] \
-        if cpu.is_file() else []  # fmt: skip
     return {
         "commit": commit.stdout.strip() or "unknown",
         "Python": platform.python_version(),
         "libraries": libraries,
-        "machine": f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
     }
 
 

@@ -28,7 +28,7 @@ from training.checkpoint import FORMAT, load_weights, save_checkpoint
 from training.engine import resolve_precision, synchronize_batch_norm
 from training.experiment import Experiment, Start
 from training.loop import Plan, Progress
-from training.memory import peak_memory
+from training.machine import peak_memory
 from training.metrics import BATVISION, Scoring
 from training.options import plain_arguments
 from training.run_log import Row, RunLog

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import json
 import os
 import random
 import resource
@@ -135,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n" + table(found))
     if args.json:
         rows = [{"script": s, "fault": f, **vars(tally)} for (s, f), tally in found.items()]
-        args.json.write_text(json.dumps({"torch": str(torch.__version__), "rows": rows}, indent=2) + "\n")
+        files.write_json({"torch": str(torch.__version__), "rows": rows}, args.json)
     wrong = [fault for tally in found.values() for fault in tally.faults]
     if wrong:
         sys.exit("\n".join(wrong))

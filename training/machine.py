@@ -1,7 +1,8 @@
-"""How much memory a process takes."""
+"""What a run is computed on, and how much of its memory it takes."""
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 
@@ -24,3 +25,13 @@ def peak_memory(device: str) -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def cpu_name() -> str:
+    """Return the processor's name, where the system tells it."""
+    otherwise = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return otherwise
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), otherwise)
