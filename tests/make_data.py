@@ -249,3 +249,33 @@ def drop_column(path, column):
 def truncate(path, share=0.5):
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[: int(len(content) * share)])
+
+
+def recording(path, seconds=0.1, rate=SAMPLE_RATE, channels=2, seed=0):
+    """Write noise, and return its path."""
+    rng = np.random.default_rng(seed)
+    soundfile.write(path, rng.normal(0, 0.1, (int(seconds * rate), channels)), rate)
+    return path
+
+
+def broken_recording(folder, kind):
+    """Write a recording that no network takes, and return its path."""
+    path = folder / "broken.wav"
+    if kind == "mono":
+        recording(path, channels=1)
+    elif kind == "rate":
+        recording(path, rate=48_000)
+    elif kind == "short":
+        recording(path, seconds=0.001)
+    elif kind == "truncated":
+        truncate(recording(path))
+    elif kind == "text":
+        path.write_text("no sound")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "silent":
+        recording(path, seconds=0)
+    elif kind == "raw":
+        path = folder / "broken.raw"
+        path.write_bytes(bytes(4000))
+    return path

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import torch
 from lightning_fabric import Fabric
-from make_data import truncate, write_batvision_v2
+from make_data import broken_recording, recording, write_batvision_v2
 from make_networks import RelativeEye, write_network
 
 import app
@@ -108,11 +108,6 @@ def values_of(map_):
     return np.frombuffer(base64.b64decode(map_["values"]), "<f4").reshape(map_["height"], map_["width"])
 
 
-def recording(path, seconds=0.1, rate=44_100, channels=2):
-    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, (int(seconds * rate), channels)), rate)
-    return path
-
-
 # --------------------------------------------------------------------------------------------------------- what it says
 
 
@@ -132,32 +127,12 @@ def test_the_maps_are_those_of_the_command_line(server, networks, rooms, tmp_pat
     assert answer["picture"].startswith("data:image/jpeg;base64,")
 
 
-def broken(folder, kind):
-    path = folder / "broken.wav"
-    if kind == "mono":
-        recording(path, channels=1)
-    elif kind == "rate":
-        recording(path, rate=48_000)
-    elif kind == "truncated":
-        truncate(recording(path))
-    elif kind == "text":
-        path.write_text("no sound")
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "silent":
-        recording(path, seconds=0)
-    elif kind == "raw":
-        path = folder / "broken.raw"
-        path.write_bytes(bytes(4000))
-    return path
-
-
 @pytest.mark.parametrize("kind", ["mono", "rate", "truncated", "text", "empty", "silent", "raw"])
 def test_a_bad_recording_is_refused_with_the_line_of_the_command(
     server, networks, tmp_path, monkeypatch, run_cli, kind
 ):
     monkeypatch.chdir(tmp_path)
-    name = broken(Path(), kind)
+    name = broken_recording(Path(), kind)
     code, _, errors = run_cli(predict.main, "--checkpoint", networks["ears"], "--audio", name, "--output", "out")
     assert code == 2
     status, _, answer = send(server, "/look", {"audio": sent(name)})

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from lightning_fabric import Fabric
-from make_data import truncate
+from make_data import broken_recording, recording, truncate
 from make_networks import RelativeEye, write_network
 from PIL import Image
 
@@ -45,12 +44,6 @@ def networks(rooms, tmp_path_factory, stand_ins):
 @pytest.fixture
 def ears(networks):
     return networks["ears"][0]
-
-
-def recording(path, seconds=0.1, rate=44_100, channels=2, seed=0):
-    rng = np.random.default_rng(seed)
-    soundfile.write(path, rng.normal(0, 0.1, (int(seconds * rate), channels)), rate)
-    return path
 
 
 @pytest.fixture
@@ -206,30 +199,17 @@ def test_a_broken_file_does_not_stop_the_others(ears, recordings, tmp_path, run_
     assert sorted(path.stem for path in out.glob("*.npy")) == ["audio_1", "audio_10"]
 
 
-def broken(folder, kind):
-    path = folder / "broken.wav"
-    if kind == "mono":
-        recording(path, channels=1)
-    elif kind == "short":
-        recording(path, seconds=0.001)
-    elif kind == "truncated":
-        truncate(recording(path))
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "text":
-        path.write_text("no sound")
-    return path
-
-
 @pytest.mark.parametrize("kind", ["mono", "truncated", "empty", "text", "missing"])
 def test_a_single_broken_file(ears, tmp_path, run_cli, kind):
     out = tmp_path / "out"
-    assert "broken.wav" in refused(run_cli, "--checkpoint", ears, "--audio", broken(tmp_path, kind), "--output", out)
+    assert "broken.wav" in refused(
+        run_cli, "--checkpoint", ears, "--audio", broken_recording(tmp_path, kind), "--output", out
+    )
     assert not out.exists()
 
 
 def test_an_error_of_the_preprocessing_names_the_file(tmp_path):
-    files = {"audio": broken(tmp_path, "short")}
+    files = {"audio": broken_recording(tmp_path, "short")}
     preprocessing = {"audio_samples": None, "audio_format": "spectrogram", "image_size": SIZE, "resample": False}
     with pytest.raises(predict.DataError, match=r"broken\.wav: the sound has 44 samples"):
         predict.read_bare(files, preprocessing, resample=False)
