@@ -57,6 +57,7 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument("--transfer_dir", type=Path, metavar="DIR", help="its folder")
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="(default: runs/<preset>)")
+    group.add_argument("--report", metavar="NAME", help="its folder in reports/ (default: that of the suite)")
     group.add_argument(
         "--jobs",
         type=options.positive_int,
@@ -71,6 +72,8 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not trained, test, report."""
     args = create_parser().parse_args(argv)
+    if args.report is not None and not options.is_folder_name(args.report):
+        raise OptionError(f"--report {args.report!r} must be the name of a folder, not a path")
     args.output_dir = (args.output_dir or Path("runs") / ("smoke" if args.suite == "smoke" else args.preset)).resolve()
     args.dataset_dir = Path(args.dataset_dir or DEFAULT_DIRS[args.dataset]).resolve()
     preset = SMOKE if args.suite == "smoke" else PRESETS[args.preset]
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scores, reference = test_all(laboratory, suite, args.seeds, failed)
     if not scores:
         raise TrainingError("not one training ended: " + "; ".join(sorted(set(failed.values()))))
-    folder = args.output_dir / "reports" / args.suite
+    folder = args.output_dir / "reports" / (args.report or args.suite)
     rooms = draw_rooms(laboratory, suite, scores, folder / "rooms.png")
     repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]
     every = [

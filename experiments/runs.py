@@ -50,7 +50,8 @@ class Laboratory:
     """Where and how runs are made.
 
     Attributes:
-        output_dir: holds ``checkpoints``, ``results`` and ``logs`` of all runs.
+        output_dir: holds ``checkpoints``, ``results`` and ``logs`` of all runs, and ``cache``, the prepared samples that
+            they share: without it, preparing them would be a third of a small run.
         data: flags that name the data of a run that has none of its own.
         shared: flags of all runs: sizes, workers, precision.
         jobs: runs at a time; each gets its share of the cores.
@@ -78,7 +79,7 @@ class Laboratory:
         """Return the command that trains one seed of a run, or goes on with it after ``done`` epochs."""
         command = [*run.command, *self.shared, *(run.data or self.data), "--nb_epochs", f"{run.epochs}"]
         command += ["--seed", f"{seed}", "--output_dir", f"{self.output_dir}", "--experiment_name", run.folder(seed)]
-        command += ["--save_frequency", f"{run.epochs}"]
+        command += ["--save_frequency", f"{run.epochs}", "--cache_dir", f"{self.output_dir / 'cache'}"]
         if run.teacher:
             command += [run.teacher_flag, f"{self.best(run.teacher, seed)}"]
         return [*command, "--resume" if done else "--overwrite"]
