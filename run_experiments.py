@@ -5,6 +5,7 @@
     python run_experiments.py labels                  how many labels the teaching replaces
     python run_experiments.py ablation                each part of the teaching off in turn
     python run_experiments.py transfer                tested where it was not trained
+    python run_experiments.py tune --seeds 0          width and rate of the U-Net baseline, by the validation samples
 
 What is done is not done again, what was killed goes on, what failed is reported and does not stop the others.
 """

@@ -24,7 +24,6 @@ from training.tasks import AdaBinsDistillationTask
 from training.visualization import Column
 from utils_distillation_loss import (
     BIN_LOSSES,
-    TASK_LOSSES,
     TEMPERATURE,
     AdaptiveDistillationLoss,
     DistillationLoss,
@@ -90,7 +89,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--export_student", action="store_true", help="write the best student alone to student.pth")
     group = parser.add_argument_group("loss")
-    group.add_argument("--task_loss", choices=tuple(TASK_LOSSES), default="l1", help="against measured depth")
+    options.add_task_loss_option(group)
     group.add_argument("--lambda_task", type=options.non_negative_float, metavar="W", help="its weight (default: 1.0)")
     group.add_argument(
         "--lambda_response", type=options.non_negative_float, metavar="W", help="of the teacher's depth (default: 0.5)"

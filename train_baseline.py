@@ -85,7 +85,7 @@ def model_config(args: argparse.Namespace) -> dict[str, Any]:
 
 def create_task(args: argparse.Namespace, model: DepthModel) -> SupervisedDepthTask:
     """Return the loss that trains the model."""
-    weights = {"l1": args.lambda_l1, "smooth": args.lambda_smooth}
+    weights = {args.task_loss: args.lambda_l1, "smooth": args.lambda_smooth}
     if args.model == "base_residual":
         return BaseResidualTask(model, {**weights, "base": args.lambda_base, "sparse": args.lambda_sparse})
     return SupervisedDepthTask(model, weights)

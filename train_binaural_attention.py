@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     task = SupervisedDepthTask(
         model,
-        {"l1": args.lambda_l1, "smooth": args.lambda_smooth, "edge": args.lambda_edge},
+        {args.task_loss: args.lambda_l1, "smooth": args.lambda_smooth, "edge": args.lambda_edge},
         ramped=("smooth", "edge") if args.use_adaptive_loss else (),
     )
     run_training(args, fabric, task, loaders["train"], loaders["val"])

@@ -62,8 +62,12 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_compression_option(group)
     group = parser.add_argument_group("loss = task + response + features")
     group.add_argument(
-        "--lambda_task", type=options.non_negative_float, metavar="W", help="of L1 to measured depth (default: 1.0)"
+        "--lambda_task",
+        type=options.non_negative_float,
+        metavar="W",
+        help="of the distance from measured depth (default: 1.0)",
     )
+    options.add_task_loss_option(group, None, " (default: l1)")
     group.add_argument(
         "--lambda_kd", type=options.non_negative_float, default=1.0, metavar="W", help="of the teacher's depth map"
     )
@@ -115,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lambda_task=args.lambda_task,
         lambda_kd=args.lambda_kd,
         lambda_feat=args.lambda_feat,
+        task_loss=args.task_loss,
         schedule=args.schedule,
     )
     columns = columns_with(task.teacher, fabric)
@@ -134,10 +139,13 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.lambda_kd == 0 and args.response_loss is not None:
         raise OptionError("--response_loss has no effect with --lambda_kd 0")
-    if args.label_fraction == 0 and args.lambda_task is not None:
-        raise OptionError("--lambda_task has no effect with --label_fraction 0: there is no measured depth")
-    if args.lambda_task is None:
-        args.lambda_task = 1.0
+    for flag, default in (("lambda_task", 1.0), ("task_loss", "l1")):
+        if args.label_fraction == 0 and getattr(args, flag) is not None:
+            raise OptionError(f"--{flag} has no effect with --label_fraction 0: there is no measured depth")
+        if getattr(args, flag) is None:
+            setattr(args, flag, default)
+    if args.lambda_task == 0 and args.task_loss != "l1":
+        raise OptionError(f"--task_loss {args.task_loss} has no effect with --lambda_task 0")
     if args.lambda_feat == 0:
         for flag in FEATURE_DEFAULTS:
             if getattr(args, flag) is not None:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = create_model(
         "rgb_depth", base_channels=args.base_channels, bilinear=args.bilinear, max_depth=datasets["train"].max_depth
     )
-    task = SupervisedDepthTask(model, {"l1": args.lambda_l1, "smooth": args.lambda_smooth})
+    task = SupervisedDepthTask(model, {args.task_loss: args.lambda_l1, "smooth": args.lambda_smooth})
     run_training(args, fabric, task, loaders["train"], loaders["val"])
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from errors import OptionError
-from training.depth_losses import l1_loss, masked_mean, masked_median, silog_loss, steps_along
+from training.depth_losses import TASK_LOSSES, masked_mean, masked_median, steps_along
 
 TEMPERATURE = 4.0  # of channel-wise distillation, as in its paper
 UNIT_EPS = 1e-6  # the shortest vector that is brought to unit length
@@ -500,9 +500,8 @@ def nearest(x: Tensor, row: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------------------- modules
 
 RESPONSE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "l1": l1_loss,
+    **TASK_LOSSES,
     "mse": mse_loss,
-    "silog": silog_loss,
     "ssi": scale_shift_invariant_loss,
 }
 FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -626,7 +625,6 @@ def _resize_to(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 BIN_LOSSES = ("widths", "shared_support", "wasserstein")
-TASK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"l1": l1_loss, "silog": silog_loss}
 Answer = tuple[Tensor, Mapping[str, Tensor]]  # depth [B, 1, H, W] in metres, and the features of models.adabins_...
 
 
@@ -642,7 +640,7 @@ class DistillationLoss(nn.Module):
         lambda_task, lambda_response, lambda_feature, lambda_bin, lambda_sparse, lambda_chamfer: weights.
         temperature: of the bin loss.
         bin_loss: ``widths``, ``shared_support`` or ``wasserstein``.
-        task_loss: ``l1`` or ``silog``.
+        task_loss: a key of ``training.depth_losses.TASK_LOSSES``.
         levels: whose features are compared.
 
     Raises:

@@ -50,8 +50,8 @@ class Laboratory:
     """Where and how runs are made.
 
     Attributes:
-        output_dir: holds ``checkpoints``, ``results`` and ``logs`` of all runs, and ``cache``, the prepared samples that
-            they share: without it, preparing them would be a third of a small run.
+        output_dir: holds ``checkpoints``, ``results`` and ``logs`` of all runs, and ``cache``, the prepared samples
+            that they share: to prepare them anew would take a third of a small run.
         data: flags that name the data of a run that has none of its own.
         shared: flags of all runs: sizes, workers, precision.
         jobs: runs at a time; each gets its share of the cores.

@@ -15,8 +15,9 @@ class Preset:
     Attributes:
         size: flags of all runs.
         student: width and attention of those that hear.
+        wide: those of one that is larger.
         teacher: width and rate of the one that sees.
-        unet: width and rate of the U-Net baseline, chosen on the validation samples.
+        unet: width and rate of the U-Net baseline, chosen on the validation samples by the suite ``tune``.
         epochs: of a run.
         short: of a run in the suites that hold many beside each other.
         teacher_epochs: of a teacher.
@@ -25,6 +26,7 @@ class Preset:
 
     size: tuple[str, ...]
     student: tuple[str, ...]
+    wide: tuple[str, ...]
     teacher: tuple[str, ...]
     unet: tuple[str, ...]
     epochs: int
@@ -37,16 +39,18 @@ PRESETS = {
     "cpu": Preset(
         size=("--image_size", "64", "--batch_size", "16", "--num_workers", "0", "--augment"),
         student=("--base_channels", "8", "--attention_levels", "4", "5"),
+        wide=("--base_channels", "16", "--attention_levels", "4", "5"),
         teacher=("--base_channels", "16", "--learning_rate", "0.002"),
         unet=("--base_channels", "32", "--learning_rate", "0.002"),
         epochs=36,
         short=12,
-        teacher_epochs=12,
+        teacher_epochs=24,
         n_bins=64,
     ),
     "gpu": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
         student=("--base_channels", "32"),
+        wide=("--base_channels", "64"),
         teacher=("--base_channels", "32", "--learning_rate", "0.0005"),
         unet=("--base_channels", "64", "--learning_rate", "0.002"),
         epochs=60,
@@ -56,6 +60,7 @@ PRESETS = {
     "paper": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
         student=("--base_channels", "64"),
+        wide=("--base_channels", "96"),
         teacher=("--base_channels", "64", "--learning_rate", "0.0001"),
         unet=("--base_channels", "64", "--learning_rate", "0.002"),
         epochs=200,
@@ -66,6 +71,7 @@ PRESETS = {
 SMOKE = Preset(
     size=("--image_size", "32", "--batch_size", "4", "--num_workers", "0"),
     student=("--base_channels", "4", "--attention_levels", "5"),
+    wide=("--base_channels", "6", "--attention_levels", "5"),
     teacher=("--base_channels", "4", "--learning_rate", "0.002"),
     unet=("--base_channels", "4", "--learning_rate", "0.002"),
     epochs=2,
@@ -111,6 +117,13 @@ class Suite:
     evaluate: tuple[str, ...] = ()
 
 
+# How the student is trained, with a teacher and without. The suite ``ablation`` has the other choices.
+TASK = ("--task_loss", "l1_rmse")
+RESPONSE = ("--response_loss", "l1_rmse")
+PLAIN = ("--lambda_smooth", "0", "--lambda_edge", "0")
+FEATURES = ("--lambda_feat", "0.1", "--feature_loss", "mse", "--feature_levels", "d1", "d2", "d3")
+
+
 class Rows:
     """The trainings out of which suites are put together, under one setting.
 
@@ -142,30 +155,44 @@ class Rows:
         command = ("train_rgb_depth.py", *self.preset.teacher)
         return Run("RGB, other rooms", command, self.preset.teacher_epochs, data=self.setting.other_data)
 
-    def audio(self, fraction: float = 1.0) -> Run:
-        """The audio student on its own."""
-        command = ("train_binaural_attention.py", *self.preset.student, *self.labels(fraction))
-        return Run(self.name("audio alone", fraction), command, self.epochs)
+    def audio(
+        self,
+        fraction: float = 1.0,
+        what: str = "audio alone",
+        width: tuple[str, ...] = (),
+        loss: tuple[str, ...] = (*TASK, *PLAIN),
+    ) -> Run:
+        """The audio student on its own: the loss of a taught one, without its teacher."""
+        command = ("train_binaural_attention.py", *(width or self.preset.student), *self.labels(fraction), *loss)
+        return Run(self.name(what, fraction), command, self.epochs)
 
-    def taught(self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None) -> Run:
+    def taught(
+        self,
+        what: str,
+        *flags: str,
+        fraction: float = 1.0,
+        teacher: Run | None = None,
+        task: tuple[str, ...] = TASK,
+        response: tuple[str, ...] = RESPONSE,
+    ) -> Run:
         """The audio student under a teacher."""
-        command = ("train_distillation.py", *self.preset.student, *self.labels(fraction), *flags)
+        losses = (*(task if fraction else ()), *response)
+        command = ("train_distillation.py", *self.preset.student, *self.labels(fraction), *losses, *flags)
         return Run(self.name(what, fraction), command, self.epochs, teacher=teacher or self.teacher(fraction))
 
-    def baseline(self, model: str, fraction: float = 1.0) -> Run:
+    def baseline(
+        self, model: str, *flags: str, what: str = "", fraction: float = 1.0, width: tuple[str, ...] = ()
+    ) -> Run:
         """One of the systems that the student is compared with, under its budget."""
-        width = self.preset.unet if model == "unet_baseline" else self.preset.student[:2]
+        width = width or (self.preset.unet if model == "unet_baseline" else self.preset.student[:2])
         command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *width, *self.labels(fraction))
-        return Run(self.name(model.replace("_", " "), fraction), command, self.epochs)
+        return Run(self.name(what or model.replace("_", " "), fraction), (*command, *flags), self.epochs)
 
     def adabins(self, what: str, *flags: str, fraction: float = 1.0, n_bins: int | None = None) -> Run:
         """The AdaBins student and its teacher, who learn together."""
         bins = ("--n_bins", f"{n_bins or self.preset.n_bins}")
         command = ("train_adabins_distillation.py", *self.preset.student, *self.labels(fraction), *bins, *flags)
         return Run(self.name(what, fraction), command, self.epochs)
-
-
-FEATURES = ("--lambda_feat", "0.1", "--feature_loss", "mse", "--feature_levels", "d1", "d2", "d3")
 
 
 def ladder(setting: Setting) -> Suite:
@@ -179,12 +206,17 @@ def ladder(setting: Setting) -> Suite:
         make.adabins("AdaBins distillation"),
         make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
     ]
-    others = [make.baseline("unet_baseline"), make.baseline("base_residual")]
+    wide = make.audio(what="audio alone, wide", width=make.preset.wide)
+    others = [
+        make.baseline("unet_baseline"),
+        make.baseline("unet_baseline", *TASK, what="unet baseline, the student's loss"),
+        make.baseline("base_residual"),
+    ]
     both = [make.baseline("multimodal_fusion"), make.teacher()]
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, *others, *both],
-        {row.name: control.name for row in (*students, *others)},
+        [control, *students, wide, *others, *both],
+        {row.name: control.name for row in (*students, wide, *others)},
     )
 
 
@@ -199,7 +231,7 @@ def labels(setting: Setting) -> Suite:
         taught = [make.taught("taught by RGB of the same labels", fraction=fraction)] if fraction else []
         if other is not None:
             taught.append(make.taught("taught by RGB of other rooms", fraction=fraction, teacher=other))
-        unet = [make.baseline("unet_baseline", fraction)] if fraction in (0.1, 1.0) else []
+        unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
         rows += [*([alone] if alone else []), *taught, *unet]
         control |= {row.name: alone.name for row in (*taught, *unet) if alone}
     if other is not None:  # an ear without a label, held against one that had them all
@@ -213,17 +245,21 @@ def ablation(setting: Setting) -> Suite:
     make = Rows(setting, setting.preset.short)
     few = 0.1
 
-    def taught(what: str, *flags: str) -> Run:
-        return make.taught(what, *flags, fraction=few)
+    def taught(what: str, *flags: str, task: tuple[str, ...] = TASK, response: tuple[str, ...] = RESPONSE) -> Run:
+        return make.taught(what, *flags, fraction=few, task=task, response=response)
 
     full = taught("full", *FEATURES)
     rows = [
         full,
         taught("without features"),
-        taught("without depth maps", *FEATURES, "--lambda_kd", "0"),
-        taught("without labels", *FEATURES, "--lambda_task", "0"),
+        taught("without depth maps", *FEATURES, "--lambda_kd", "0", response=()),
+        taught("without labels", *FEATURES, "--lambda_task", "0", task=()),
         taught("full, adaptive", *FEATURES, "--schedule", "adaptive"),
-        *(taught(f"response {kind}", *FEATURES, "--response_loss", kind) for kind in ("mse", "silog", "ssi")),
+        taught("labels l1", *FEATURES, task=()),
+        *(
+            taught(f"response {kind}", *FEATURES, response=("--response_loss", kind))
+            for kind in ("l1", "rmse", "mse", "silog", "ssi")
+        ),
         *(
             taught(f"features {kind}", "--lambda_feat", weight, "--feature_loss", kind, *FEATURES[4:])
             for kind, weight in (("cosine", "0.1"), ("cwd", "0.25"), ("similarity", "4"), ("attention", "0.04"))
@@ -244,11 +280,17 @@ def ablation(setting: Setting) -> Suite:
         *(make.adabins(f"AdaBins, {n} bins", fraction=few, n_bins=n) for n in (16, 256)),
     ]
     alone = make.audio(few)
+    audio_rows = [
+        make.audio(few, "audio alone, l1", loss=PLAIN),
+        make.audio(few, "audio alone, rmse", loss=("--task_loss", "rmse", *PLAIN)),
+        make.audio(few, "audio alone, smoothness and edges", loss=TASK),
+    ]
     control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
+    control |= {row.name: alone.name for row in (*audio_rows, full, bins)}
     return Suite(
         "The ablation: each part of the teaching off in turn, a tenth of the labels",
-        [alone, *rows, *bin_rows],
-        control | {full.name: alone.name, bins.name: alone.name},
+        [alone, *audio_rows, *rows, *bin_rows],
+        control,
     )
 
 
@@ -275,6 +317,22 @@ def transfer(setting: Setting) -> Suite:
     return Suite("Transfer: tested where it was not trained", rows, control, setting.other_test or ())
 
 
+def tune(setting: Setting) -> Suite:
+    """Width and rate of the U-Net baseline, by the validation samples."""
+    make = Rows(setting, setting.preset.short)
+    base = int(make.preset.unet[1])
+    rows = [
+        make.baseline(
+            "unet_baseline",
+            what=f"unet baseline, width {width}, rate {rate}",
+            width=("--base_channels", f"{width}", "--learning_rate", rate),
+        )
+        for width in (base // 2, base, 2 * base)
+        for rate in ("0.0005", "0.001", "0.002", "0.004")
+    ]
+    return Suite("The U-Net's width and rate, on the validation samples", rows, evaluate=("--split", "val"))
+
+
 def smoke(setting: Setting) -> Suite:
     """Minutes on anything: does the machinery work?"""
     make = Rows(setting, setting.preset.epochs)
@@ -287,5 +345,6 @@ SUITES: dict[str, Callable[[Setting], Suite]] = {
     "ablation": ablation,
     "labels": labels,
     "transfer": transfer,
+    "tune": tune,
     "smoke": smoke,
 }

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from training.depth_losses import edge_aware_smoothness, edge_loss, l1_loss, low_pass, silog_loss
+from training.depth_losses import (
+    TASK_LOSSES,
+    edge_aware_smoothness,
+    edge_loss,
+    l1_loss,
+    low_pass,
+    rmse_loss,
+    silog_loss,
+)
 from training.task import mean_over_images
 
 
@@ -68,7 +76,27 @@ def test_low_pass_by_hand():
     assert low_pass(depth, torch.zeros_like(depth, dtype=torch.bool), sigma=1.0).abs().sum() == 0
 
 
-@pytest.mark.parametrize("loss", [l1_loss, silog_loss, edge_loss])
+def test_rmse_is_that_of_each_image_over_its_valid_pixels():
+    target = torch.tensor([[2.0, 2.0, 0.0], [1.0, 1.0, 1.0]]).reshape(2, 1, 1, 3)
+    prediction = torch.tensor([[5.0, 6.0, 9.0], [1.0, 1.0, 1.0]]).reshape(2, 1, 1, 3)
+    found = rmse_loss(prediction, target, target > 0)
+    assert found[0].item() == pytest.approx(math.sqrt((9 + 16) / 2), abs=0.011), "an epsilon of 1 cm, no more"
+    assert found[1].item() == 0
+    both = TASK_LOSSES["l1_rmse"](prediction, target, target > 0)
+    assert both[0].item() == pytest.approx((3.5 + math.sqrt(12.5)) / 2, abs=0.011)
+
+
+def test_between_two_answers_rmse_takes_the_mean_where_l1_takes_the_median():
+    target = torch.tensor([1.0, 1.0, 4.0]).reshape(1, 1, 1, 3)
+    guesses = torch.arange(0.5, 4.5, 0.01)
+    best = {}
+    for name in ("l1", "rmse"):
+        losses = torch.stack([TASK_LOSSES[name](guess.expand_as(target), target, target > 0) for guess in guesses])
+        best[name] = guesses[losses.argmin()].item()
+    assert best == pytest.approx({"l1": 1.0, "rmse": 2.0}, abs=0.011)
+
+
+@pytest.mark.parametrize("loss", [*TASK_LOSSES.values(), edge_loss])
 def test_an_empty_mask_gives_a_finite_zero_with_a_gradient(loss):
     prediction = maps([1.0, 2.0], grad=True)
     target = torch.zeros(1, 1, 1, 2)
@@ -79,7 +107,7 @@ def test_an_empty_mask_gives_a_finite_zero_with_a_gradient(loss):
     assert prediction.grad.abs().sum() == 0
 
 
-@pytest.mark.parametrize("loss", [l1_loss, silog_loss])
+@pytest.mark.parametrize("loss", TASK_LOSSES.values())
 def test_a_perfect_map_has_a_finite_gradient(loss):
     prediction = maps([1.0, 2.0], grad=True)
     loss(prediction, prediction.detach(), torch.ones(1, 1, 1, 2, dtype=torch.bool)).sum().backward()

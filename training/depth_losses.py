@@ -7,12 +7,14 @@ valid pixel gives 0 with a gradient of 0, never NaN. All run in float32, whateve
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SILOG_SCALE, SILOG_MEAN_WEIGHT, SILOG_EPS = 10.0, 0.15, 1e-6
+RMSE_EPS = 1e-4  # square metres: the slope of the root is that of an error of 1 cm at the steepest
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
@@ -32,6 +34,22 @@ def masked_median(x: Tensor, valid: Tensor) -> Tensor:
 def l1_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean absolute error in metres over the valid pixels of [B, 1, H, W] maps: [B]."""
     return masked_mean((prediction.float() - target.float()).abs(), valid)
+
+
+def rmse_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Root of the mean squared error in metres over the valid pixels of [B, 1, H, W] maps: [B].
+
+    The metric itself, image by image. Where it is not known which of two depths is right, L1 answers with one of them,
+    the median, and this one with what lies between, the mean. An epsilon inside the root keeps the gradient finite; its
+    root is subtracted, so that identical maps give 0.
+    """
+    squared = masked_mean((prediction.float() - target.float()).square(), valid)
+    return (squared + RMSE_EPS).sqrt() - RMSE_EPS**0.5
+
+
+def l1_rmse_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Half of :func:`l1_loss` and half of :func:`rmse_loss`: few gross errors, and most places near the median: [B]."""
+    return 0.5 * (l1_loss(prediction, target, valid) + rmse_loss(prediction, target, valid))
 
 
 def silog_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -120,3 +138,12 @@ def edge_aware_smoothness(depth: Tensor, image: Tensor | None = None) -> Tensor:
             step = step * torch.exp(-image.float().diff(dim=axis).abs().mean(dim=1, keepdim=True))
         total = total + step.mean(dim=(1, 2, 3))
     return total
+
+
+# Distances between a depth map in metres and a measured one, by the names of --task_loss.
+TASK_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "l1": l1_loss,
+    "rmse": rmse_loss,
+    "l1_rmse": l1_rmse_loss,
+    "silog": silog_loss,
+}

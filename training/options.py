@@ -14,6 +14,7 @@ import torch
 
 from dataloaders import AUDIO_FORMATS, DATASETS
 from errors import OptionError
+from training.depth_losses import TASK_LOSSES
 
 PRECISIONS = ("auto", "32", "bf16", "16")
 
@@ -174,10 +175,25 @@ def compresses_input(args: argparse.Namespace) -> bool:
 def add_depth_loss_options(
     group: argparse._ArgumentGroup, *, smoothness: str, lambda_smooth: float | None = 0.1, l1_alias: str | None = None
 ) -> None:
-    """Add the weights of L1 and of smoothness; ``smoothness`` says which, ``l1_alias`` is another name of the first."""
+    """Add the distance from measured depth, its weight and that of smoothness.
+
+    ``smoothness`` says which one it is, ``l1_alias`` is another name of the distance's weight.
+    """
     names = ("--lambda_l1", l1_alias) if l1_alias else ("--lambda_l1",)
-    group.add_argument(*names, type=non_negative_float, default=1.0, help="weight of L1 in metres")
+    group.add_argument(*names, type=non_negative_float, default=1.0, help="weight of the distance from measured depth")
+    add_task_loss_option(group)
     group.add_argument("--lambda_smooth", type=non_negative_float, default=lambda_smooth, help=smoothness)
+
+
+def add_task_loss_option(group: argparse._ArgumentGroup, default: str | None = "l1", note: str = "") -> None:
+    """Add how the distance from measured depth is measured; ``note`` ends the help."""
+    group.add_argument(
+        "--task_loss",
+        choices=tuple(TASK_LOSSES),
+        default=default,
+        help="distance from measured depth: of each image the mean absolute error, the root mean square error, half of "
+        f"each [m], or the scale-invariant logarithmic one{note}",
+    )
 
 
 def add_training_options(

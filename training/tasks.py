@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from training.depth_losses import edge_aware_smoothness, edge_loss, l1_loss, low_pass
+from training.depth_losses import TASK_LOSSES, edge_aware_smoothness, edge_loss, l1_loss, low_pass
 from training.metrics import valid_pixels
 from training.task import Batch, Guest, Task, count_images, mean_over_images, model_inputs
 from training.teacher_cache import TeacherCache
@@ -28,9 +29,9 @@ RAMP = 0.2  # of the training: until then, ramped terms grow from 0 to their wei
 class SupervisedDepthTask(Task):
     """Metric depth from what the student takes, against measured depth.
 
-    The terms, each a mean over the labelled images: ``l1`` is the masked L1 distance in metres, ``smooth`` the
-    edge-aware smoothness (under the picture's edges, where the batch has a picture), ``edge`` the distance between the
-    depth gradients.
+    The terms, each a mean over the labelled images: a key of ``TASK_LOSSES`` is that distance (``l1``: the masked L1
+    distance in metres), ``smooth`` the edge-aware smoothness (under the picture's edges, where the batch has a
+    picture), ``edge`` the distance between the depth gradients.
 
     Args:
         student: a depth model.
@@ -67,8 +68,8 @@ class SupervisedDepthTask(Task):
 
     def depth_terms(self, depth: Tensor, batch: Batch, valid: Tensor) -> dict[str, Tensor]:
         """Return those terms that look at the depth alone, [B] each."""
-        terms = {
-            "l1": lambda: l1_loss(depth, batch["depth"], valid),
+        terms: dict[str, Callable[[], Tensor]] = {
+            **{name: partial(loss, depth, batch["depth"], valid) for name, loss in TASK_LOSSES.items()},
             "smooth": lambda: edge_aware_smoothness(depth, batch.get("rgb")),
             "edge": lambda: edge_loss(depth, batch["depth"], valid),
         }
@@ -99,9 +100,9 @@ class BaseResidualTask(SupervisedDepthTask):
 class DistillationTask(Task):
     """Metric depth from echoes, from measured depth where there is some and from a frozen teacher everywhere.
 
-    loss = lambda_task * labelled * task + lambda_kd * response + lambda_feat * feature: the masked L1 of the labelled
-    images, the teacher's answer at every pixel of every image (also at the holes of a label), and the sum of the
-    feature losses over the levels. The teacher is given the student's view.
+    loss = lambda_task * labelled * task + lambda_kd * response + lambda_feat * feature: the distance of the labelled
+    images from measured depth, the teacher's answer at every pixel of every image (also at the holes of a label), and
+    the sum of the feature losses over the levels. The teacher is given the student's view.
 
     ``labelled`` is the share of the batch that has a label, so that an image's label weighs as much as the teacher's
     answer to an image does, however few the labels are. Without it, two labelled images of a batch of 16 would pull as
@@ -112,9 +113,10 @@ class DistillationTask(Task):
         teacher: a depth model that takes ``rgb``, with its weights; it stays as it is.
         response: holds the student's depth against the teacher's answer.
         features: holds the levels against each other; None computes no features.
-        lambda_task: weight of the L1 distance in metres from the measured depth.
+        lambda_task: weight of the distance from the measured depth.
         lambda_kd: weight of the response.
         lambda_feat: weight of the sum over the levels.
+        task_loss: that distance, a key of ``TASK_LOSSES``.
         schedule: a key of ``SCHEDULES``. ``adaptive`` goes linearly, over the training, from half of ``lambda_task``
             to the whole, and from the whole of the other two to 0.3 of them.
     """
@@ -137,6 +139,7 @@ class DistillationTask(Task):
         lambda_task: float = 1.0,
         lambda_kd: float = 1.0,
         lambda_feat: float = 0.0,
+        task_loss: str = "l1",
         schedule: str = "constant",
     ) -> None:
         super().__init__(student)
@@ -146,6 +149,7 @@ class DistillationTask(Task):
         self.lambda_task = lambda_task
         self.lambda_kd = lambda_kd
         self.lambda_feat = lambda_feat
+        self.task_loss = TASK_LOSSES[task_loss]
         self.schedule = schedule
 
     def weights(self, progress: float) -> tuple[float, float, float]:
@@ -171,7 +175,7 @@ class DistillationTask(Task):
             }
         valid = valid_pixels(batch["depth"])
         labelled = valid.flatten(1).any(dim=1)  # [B]
-        measured = l1_loss(depth, batch["depth"], valid)  # [B], 0 without a label
+        measured = self.task_loss(depth, batch["depth"], valid)  # [B], 0 without a label
         parts = {
             "task": mean_over_images(measured, labelled),
             "labelled": mean_over_images(labelled.float()),
