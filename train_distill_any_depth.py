@@ -29,8 +29,7 @@ from training.experiment import Experiment
 from training.files import write_whole
 from training.metrics import scoring_on
 from training.model_card import model_card
-from training.run_log import Row
-from training.session import Validation, run_training
+from training.session import Validation, distance_validation, run_training
 from training.task import Batch
 from training.tasks import DisparityDistillationTask, MeasuredDisparity
 from training.teacher_cache import TeacherCache
@@ -439,23 +438,8 @@ def create_validation(
     """Compare epochs by AbsRel against measured depth; without it, by the distance from the teachers' answers."""
     if "depth" in datasets["val"].modalities:
         scoring = scoring_on(args.dataset, "disparity", "disparity_lsq", datasets["val"].max_depth)
-        return Validation("val_abs_rel", scoring)
-
-    @torch.no_grad()
-    def measure(epoch: int) -> Row:
-        """Average the loss over the held-out pictures, all teachers in turn."""
-        task.eval()
-        sums = torch.zeros(2, device=fabric.device)
-        steps = loop.steps_per_epoch(loader, args.limit_val_batches)
-        with loop.Batches(fabric, loader, steps, f"epoch {epoch} validation") as batches:
-            for batch in batches:
-                with fabric.autocast():
-                    distance = task.distance(batch)  # [B]
-                sums += torch.stack([distance.sum(), torch.tensor(len(distance), device=fabric.device)])
-        total, number = (float(loop.reduce(fabric, value, "sum")) for value in sums)
-        return {"val_distance": total / number, "val_n_images": int(number)}
-
-    return Validation("val_distance", measure=measure)
+        return Validation("val_abs_rel", scoring, figure="validation AbsRel {:.4f}")
+    return distance_validation(fabric, task, loader, args.limit_val_batches, unit="")
 
 
 def columns_with(task: DisparityDistillationTask, fabric: Fabric) -> Callable[[Batch, Tensor], list[Column]]:

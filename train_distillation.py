@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from dataloaders import DepthDataset, create_training_data
 from errors import OptionError, run_script
@@ -17,7 +18,7 @@ from models import MODELS, DepthModel, create_model
 from training import options
 from training.checkpoint import load_model
 from training.engine import create_fabric, seed_weights
-from training.session import depth_columns, run_training
+from training.session import Validation, depth_columns, distance_validation, run_training
 from training.task import Batch, Guest, nearest_size
 from training.tasks import DistillationTask
 from training.visualization import Column
@@ -122,8 +123,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         task_loss=args.task_loss,
         schedule=args.schedule,
     )
-    columns = columns_with(task.teacher, fabric)
-    run_training(args, fabric, task, loaders["train"], loaders["val"], columns=columns, notes=notes)
+    validation = create_validation(args, fabric, task, datasets["val"], loaders["val"])
+    if validation.measure is not None:
+        notes.append("no validation pair has measured depth: epochs are compared by the distance from the teacher [m]")
+    columns = columns_with(task.teacher, fabric, measured=validation.measure is None)
+    run_training(
+        args, fabric, task, loaders["train"], loaders["val"], columns=columns, notes=notes, validation=validation
+    )
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -257,13 +263,28 @@ def create_features(
     )
 
 
-def columns_with(teacher: Guest, fabric: Fabric) -> Callable[[Batch, Tensor], list[Column]]:
-    """Return the columns of an epoch's picture, the teacher's answer among them."""
+def create_validation(
+    args: argparse.Namespace, fabric: Fabric, task: DistillationTask, dataset: DepthDataset, loader: DataLoader
+) -> Validation:
+    """Compare epochs by measured depth; where no validation pair has any, by the distance from a metric teacher.
+
+    A teacher of disparities says no metres: without measured depth nothing tells one epoch from another.
+    """
+    if dataset.labelled.any() or task.teacher.model.output != "metres":
+        return Validation()
+    return distance_validation(fabric, task, loader, args.limit_val_batches, unit=" m")
+
+
+def columns_with(teacher: Guest, fabric: Fabric, *, measured: bool) -> Callable[[Batch, Tensor], list[Column]]:
+    """Return the columns of an epoch's picture, the teacher's answer among them, or in the place of measured depth."""
 
     def columns(batch: Batch, prediction: Tensor) -> list[Column]:
-        *before, predicted, error = depth_columns(batch, prediction)
         with fabric.autocast():
             answer = teacher(fabric.to_device(batch)).float().cpu()
+        if not measured:
+            *before, truth, predicted, error = depth_columns({**batch, "depth": answer}, prediction)
+            return [*before, ("teacher", *truth[1:]), predicted, ("distance from the teacher", *error[1:])]
+        *before, predicted, error = depth_columns(batch, prediction)
         kind = "depth" if teacher.model.output == "metres" else "disparity"
         return [*before, ("teacher", kind, list(answer)), predicted, error]
 

@@ -69,9 +69,11 @@ def facts_of(
     facts = [("file", str(path)), ("network", f"{model.name}, {model.count_parameters() / 1e6:.2f} M parameters")]
     if checkpoint:
         facts.append(("trained on", f"{preprocessing['dataset']}, {width} x {height}, epoch {checkpoint['epoch']}"))
-    best = checkpoint.get("best", {}).get("value", math.inf)
-    if model.output == "metres" and math.isfinite(best):
-        facts.append(("validation RMSE", f"{best:.3f} m"))
+    best = checkpoint.get("best", {})
+    value, criterion = best.get("value", math.inf), best.get("criterion", "val_rmse")
+    if model.output == "metres" and math.isfinite(value):
+        title = "validation RMSE" if criterion == "val_rmse" else "validation distance from the teacher"
+        facts.append((title, f"{value:.3f} m"))
     if model.output == "metres":
         facts.append(("range", f"up to {preprocessing['max_depth']:g} m"))
     else:

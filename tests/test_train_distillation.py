@@ -2,12 +2,13 @@
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from make_data import write_batvision_v1, write_batvision_v2, write_nyu_b
+from make_data import write_batvision_v1, write_batvision_v2, write_csv, write_nyu_b
 
 import evaluate
 import train_distillation
@@ -15,7 +16,9 @@ import train_rgb_depth
 from dataloaders import create_dataset
 from models import MODELS, create_model
 from models.rgb_depth_model import RGBDepthNet
-from training.checkpoint import load_checkpoint, save_checkpoint
+from page import open_network
+from training.checkpoint import load_checkpoint, load_model, restore_model, save_checkpoint
+from training.model_card import model_card
 from training.task import Guest
 from training.tasks import DistillationTask
 from utils_distillation_loss import FEATURE_LOSSES, FeatureDistillation, ResponseDistillation
@@ -539,7 +542,61 @@ def test_data_without_pictures_or_sound(tmp_path, teacher, run_cli, write, name)
     assert ("no camera" in errors) if name == "batvisionv1" else ("no audio" in errors)
 
 
-def test_a_validation_without_depth_is_refused_even_so(tmp_path, teacher, run_cli):
+def without_depth(folder):
+    """Pairs of picture and echo: no depth map, and not one named."""
+    write_batvision_v2(folder, locations=["Hall"])
+    shutil.rmtree(folder / "Hall/depth")
+    for split in ("train", "val", "test"):
+        rows = rows_of(folder / f"Hall/{split}.csv")
+        empty = [{**row, "depth path": "", "depth file name": ""} for row in rows]
+        write_csv(folder / f"Hall/{split}.csv", [list(rows[0]), *(list(row.values()) for row in empty)])
+    return ("--dataset", "batvisionv2", "--dataset_dir", folder)
+
+
+def test_pairs_of_picture_and_echo_are_enough(tmp_path, teacher, run_cli):
+    data = without_depth(tmp_path / "data")
+    flags = (*arguments("", tmp_path, teacher, "--label_fraction", 0, "--nb_epochs", 3), *data)
+    assert run_cli(train_distillation.main, *flags, "--stop_after_epoch", 1)[0] == 0
+    code, out, errors = run_cli(train_distillation.main, *flags, "--resume")
+    assert (code, errors) == (0, "")
+    assert "epochs are compared by the distance from the teacher" in (tmp_path / "logs/e/console.log").read_text()
+    rows = rows_of(tmp_path / "results/e/metrics.csv")
+    distances = [float(row["val_distance"]) for row in rows]
+    assert "val_rmse" not in rows[0]
+    best = load_checkpoint(tmp_path / "checkpoints/e/best_model.pth")
+    assert best["best"] == {"value": min(distances), "epoch": best["epoch"], "criterion": "val_distance"}
+    assert f"val_distance {min(distances):.4f} m from the teacher" in out
+
+    student = restore_model(best, tmp_path)
+    val = create_dataset("batvisionv2", data[-1], "val", image_size=32, modalities={"audio", "rgb"})
+    eye = load_model(teacher)[0]
+    with torch.no_grad():
+        gaps = [(student(pair["audio"][None]) - eye(pair["rgb"][None])).abs().mean().item() for pair in val]
+    assert min(distances) == pytest.approx(np.mean(gaps), rel=2e-2), "the mean of |student - teacher|, bf16 or not"
+
+    path = tmp_path / "checkpoints/e/best_model.pth"
+    card = model_card(
+        "student", "", student, best["preprocessing"], best, takes=("audio",), license="MIT", versions=best["versions"]
+    )
+    assert f"distance from the teachers' answers {min(distances):.4f} m" in card and "RMSE" not in card
+    assert "not from measured depth" in card
+    assert ("validation distance from the teacher", f"{min(distances):.3f} m") in open_network(path).facts
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", path, "--num_workers", 0, "--output_dir", tmp_path)
+    assert code == 2 and "not one of the 3 test pairs has a valid depth pixel" in errors
+
+
+def test_a_teacher_of_disparities_cannot_compare_epochs_in_metres(tmp_path, run_cli):
+    data = without_depth(tmp_path / "data")
+    train = rows_of(data[-1] / "Hall/train.csv")
+    (data[-1] / "Hall/depth").mkdir()
+    np.save(data[-1] / "Hall/depth/1.npy", np.full((24, 40), 2000, np.uint16))
+    labelled = [{**row, "depth path": "Hall/depth/", "depth file name": "1.npy"} for row in train]
+    write_csv(data[-1] / "Hall/train.csv", [list(train[0]), *(list(row.values()) for row in labelled)])
+    other = other_teacher(tmp_path, "relative_eye")
+    assert "val pairs has a valid depth" in refused(run_cli, tmp_path, *arguments("", tmp_path, other), *data)
+
+
+def test_a_validation_whose_depth_maps_are_all_hole_is_refused_even_so(tmp_path, teacher, run_cli):
     write_batvision_v2(tmp_path / "data", locations=["Hall"])
     for row in rows_of(tmp_path / "data/Hall/val.csv"):
         np.save(tmp_path / "data/Hall/depth" / row["depth file name"], np.zeros((24, 40), np.uint16))

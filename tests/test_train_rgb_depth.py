@@ -96,7 +96,7 @@ def test_best_model_is_the_epoch_of_the_lowest_rmse(unbroken):
         errors = [float(row["val_rmse"]) for row in csv.DictReader(file)]
     best = load_checkpoint(unbroken / "checkpoints/e/best_model.pth")
     assert best["epoch"] == 1 + errors.index(min(errors))
-    assert best["best"] == {"value": min(errors), "epoch": best["epoch"]}
+    assert best["best"] == {"value": min(errors), "epoch": best["epoch"], "criterion": "val_rmse"}
     assert "training" not in best
 
 

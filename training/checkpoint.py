@@ -10,7 +10,8 @@ A checkpoint is a dict of tensors and plain Python values:
                        audio format, cut, max_depth
 ``args``               the flags of the run
 ``epoch``, ``step``    how far it was; epochs count from 1
-``best``               ``{"value", "epoch"}`` of the best validation so far
+``best``               ``{"value", "epoch", "criterion"}`` of the best validation so far; the criterion is a column of
+                       ``metrics.csv`` (files from before it was kept do not say it)
 ``versions``           of Python, torch and this toolkit
 ``threads``            of torch, and ``processes`` of the run: bfloat16 repeats bit for bit at equal numbers only
 ``training``           what resuming needs besides: the task's own weights, the optimiser's and the precision's

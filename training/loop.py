@@ -24,6 +24,10 @@ from training.micro_batches import MicroBatches
 from training.run_log import Row, RunLog
 from training.task import Batch, model_inputs
 
+NOT_A_NUMBER = (
+    "epoch {}: the network answers the validation samples with what is not a number; the checkpoints are those from "
+    "before. Lower --learning_rate"
+)
 READ_EVERY = 20  # steps between two looks at the device: reading a loss waits for all that the device has queued
 
 
@@ -212,11 +216,38 @@ def validate(
             known[prefix] = columns
         metrics |= columns
         if number == 0 and metrics[f"{prefix}_n_images"] and math.isnan(metrics[f"{prefix}_rmse"]):
-            raise TrainingError(
-                f"epoch {epoch}: the network answers the validation samples with what is not a number; the checkpoints "
-                "are those from before. Lower --learning_rate"
-            )
+            raise TrainingError(NOT_A_NUMBER.format(epoch))
     return metrics
+
+
+@torch.no_grad()
+def validate_by_distance(fabric: Fabric, task: Any, loader: DataLoader, limit: int | None, epoch: int) -> Row:
+    """Average over the validation samples how far the student is from its teachers, without measured depth.
+
+    Args:
+        fabric: device, precision and processes.
+        task: its ``distance(batch)`` returns that of each sample, [B].
+        loader: yields every validation sample once, over all processes together.
+        limit: batches, or None for all.
+        epoch: for progress bar and messages.
+
+    Returns:
+        ``val_distance`` and ``val_n_images``.
+
+    Raises:
+        TrainingError: a distance is not a number.
+    """
+    task.eval()
+    sums = torch.zeros(2, device=fabric.device)
+    with Batches(fabric, loader, steps_per_epoch(loader, limit), f"epoch {epoch} validation") as batches:
+        for batch in batches:
+            with fabric.autocast():
+                distance = task.distance(batch).float()  # [B]
+            sums += torch.stack([distance.sum(), torch.tensor(float(len(distance)), device=fabric.device)])
+    total, number = (float(reduce(fabric, value, "sum")) for value in sums)
+    if math.isnan(total):
+        raise TrainingError(NOT_A_NUMBER.format(epoch))
+    return {"val_distance": total / number, "val_n_images": int(number)}
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def model_card(
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     sections = {
         "In and out": table([*(input_row(key, preprocessing) for key in takes), output_row(model, preprocessing)]),
-        "Data": "\n".join(data_lines(checkpoint)),
+        "Data": "\n".join(data_lines(model, checkpoint)),
         "Figures": "\n".join(f"- {line}" for line in [*figure_lines(model, checkpoint), *figures]) or "None are known.",
         "Limits": "\n".join(f"- {line}" for line in limit_lines(model, preprocessing, checkpoint)),
         "Licence": "\n".join(license_lines(license, checkpoint)),
@@ -94,13 +94,16 @@ def output_row(model: DepthModel, preprocessing: Mapping[str, Any]) -> tuple[str
     return "`disparity`", shape, "large where near; scale and shift differ from picture to picture and are unknown"
 
 
-def data_lines(checkpoint: Mapping[str, Any] | None) -> list[str]:
+def data_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> list[str]:
     """Say what the network learnt from, and what it was held against."""
     if checkpoint is None or "dataset" not in checkpoint.get("args", {}):
         return ["The file that this one was made from does not say."]
     trained = checkpoint["args"]
     labels = trained.get("label_fraction", 1.0)
-    lines = [f"Learnt from the split `train` of `{trained['dataset']}`, epochs compared on its split `val`."]
+    by = ""
+    if criterion_of(model, checkpoint) == "val_distance":
+        by = ", by the distance from the teacher's answers, not from measured depth"
+    lines = [f"Learnt from the split `train` of `{trained['dataset']}`, epochs compared on its split `val`{by}."]
     if labels < 1:
         lines.append(f"{labels:.4g} of the training pairs had measured depth (label_seed {trained['label_seed']}).")
     if trained.get("holdout_location"):
@@ -112,15 +115,26 @@ def figure_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> lis
     """Say how good the epoch was by which the run compared its epochs, where it is the one in the file."""
     if checkpoint is None or checkpoint.get("best", {}).get("epoch") != checkpoint["epoch"]:
         return []
-    best, trained = checkpoint["best"], checkpoint["args"]
+    best, criterion = checkpoint["best"], criterion_of(model, checkpoint)
     value = best.get("value", best.get("rmse"))  # it was called so while it could be nothing else
-    if model.output == "metres":
+    unit = " m" if model.output == "metres" else ""
+    if criterion == "val_distance":
+        figure = f"distance from the teachers' answers {value:.4f}{unit}"
+    elif criterion == "val_rmse":
         figure = f"RMSE {value:.4f} m, the mean over the images"
-    elif trained["dataset"] == "images":
-        figure = f"distance to the teachers' answers {value:.4f}"
     else:
         figure = f"AbsRel {value:.4f}, scale and shift fitted to each image"
     return [f"In training, on the validation split, epoch {checkpoint['epoch']}: {figure}."]
+
+
+def criterion_of(model: DepthModel, checkpoint: Mapping[str, Any]) -> str:
+    """Return the column of ``metrics.csv`` by which a run compared its epochs."""
+    best = checkpoint.get("best", {})
+    if "criterion" in best:
+        return best["criterion"]
+    if model.output == "metres":  # files from before it was kept
+        return "val_rmse"
+    return "val_distance" if checkpoint["args"]["dataset"] == "images" else "val_abs_rel"
 
 
 def limit_lines(model: DepthModel, preprocessing: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> list[str]:

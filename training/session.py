@@ -75,11 +75,27 @@ class Validation:
         criterion: the column whose lowest value is the best epoch's.
         scoring: how the student, and the networks that the task watches, are held against measured depth.
         measure: called with the epoch, returns the columns instead, where there is no measured depth.
+        figure: the criterion in words, with a place for its value.
     """
 
     criterion: str = "val_rmse"
     scoring: Scoring = BATVISION
     measure: Callable[[int], Row] | None = None
+    figure: str = "validation RMSE {:.4f} m"
+
+
+def distance_validation(fabric: Fabric, task: Task, loader: DataLoader, limit: int | None, unit: str) -> Validation:
+    """Compare epochs by the student's distance from its teachers on the validation samples: no depth was measured.
+
+    Args:
+        fabric: device, precision and processes.
+        task: has ``distance`` (see ``training.loop.validate_by_distance``).
+        loader: the validation samples.
+        limit: batches, or None for all.
+        unit: of the distance, with a blank before it; empty if it has none.
+    """
+    measure = partial(loop.validate_by_distance, fabric, task, loader, limit)
+    return Validation("val_distance", measure=measure, figure=f"val_distance {{:.4f}}{unit} from the teacher")
 
 
 def run_training(
@@ -114,6 +130,7 @@ def run_training(
     student: Any = task.student
     student.check_image_size(args.image_size)
     validation = validation or Validation()
+    criterion = validation.criterion
     train, val = (loader.dataset for loader in (train_loader, val_loader))
     if validation.measure is None:
         val.require_depth()  # type: ignore[attr-defined]
@@ -133,6 +150,8 @@ def run_training(
         task.compile()
     wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
     progress = restore_training(start, fabric, task, optimizer)
+    if start.checkpoint and start.checkpoint.get("best", {}).get("criterion", criterion) != criterion:
+        progress.best, progress.best_epoch = math.inf, 0  # another measure: nothing to beat
     warmup = steps * getattr(args, "warmup_epochs", 0)
     factor = learning_rate_factor(args.scheduler, steps * args.nb_epochs, task.restarts, warmup)
     scheduler = LambdaLR(optimizer, factor, last_epoch=progress.epoch * steps - 1)
@@ -160,7 +179,7 @@ def run_training(
     def on_epoch_end(progress: Progress, is_best: bool) -> None:
         if not fabric.is_global_zero:
             return
-        state = checkpoint_state(args, fabric, task, optimizer, train_loader, progress)
+        state = checkpoint_state(args, fabric, task, optimizer, train_loader, progress, criterion)
         saves = progress.epoch % args.save_frequency == 0 or progress.epoch == args.nb_epochs
         if is_best:  # before last.pth: a run that is killed between the two does this epoch again
             save_checkpoint(
@@ -185,7 +204,7 @@ def run_training(
         seed=args.seed,
         limit_train=args.limit_train_batches,
         micro_batch=args.micro_batch,
-        criterion=validation.criterion,
+        criterion=criterion,
         on_step=on_step,
         on_epoch_end=on_epoch_end,
     )
@@ -195,7 +214,7 @@ def run_training(
             fabric, wrapped, wrapped_optimizer, scheduler, train_loader, validate,
             progress=progress, plan=plan, log=log,
         )  # fmt: skip
-        conclude(args, experiment, progress, validation.criterion, log)
+        conclude(args, experiment, progress, validation, log)
         peak = peak_memory(fabric.device.type) / 2**30
         log.say(f"took {time.monotonic() - begun:.1f} s, at most {peak:.2f} GiB of memory ({fabric.device.type})")
     except KeyboardInterrupt:
@@ -207,13 +226,14 @@ def run_training(
         log.close()
 
 
-def conclude(args: argparse.Namespace, experiment: Experiment, progress: Progress, criterion: str, log: RunLog) -> None:
+def conclude(
+    args: argparse.Namespace, experiment: Experiment, progress: Progress, validation: Validation, log: RunLog
+) -> None:
     """Draw the curves and say where everything is."""
     if not log.enabled:
         return
     save_curves(experiment.results / "curves.png", log.rows())
-    value = f"validation RMSE {progress.best:.4f} m" if criterion == "val_rmse" else f"{criterion} {progress.best:.4f}"
-    best = f"best epoch {progress.best_epoch}, {value}"
+    best = f"best epoch {progress.best_epoch}, {validation.figure.format(progress.best)}"
     log.say(f"done: {best if progress.best_epoch else 'no epoch had a valid metric'}")
     if progress.epoch < args.nb_epochs:
         log.say(f"stopped after epoch {progress.epoch} of {args.nb_epochs}: the same command with --resume goes on")
@@ -281,6 +301,7 @@ def checkpoint_state(
     optimizer: Optimizer,
     train_loader: DataLoader,
     progress: Progress,
+    criterion: str,
 ) -> dict[str, Any]:
     """Return what a checkpoint holds (see ``training.checkpoint``)."""
     student: Any = task.student
@@ -293,7 +314,7 @@ def checkpoint_state(
         "args": plain_arguments(args),
         "epoch": progress.epoch,
         "step": progress.step,
-        "best": {"value": progress.best, "epoch": progress.best_epoch},
+        "best": {"value": progress.best, "epoch": progress.best_epoch, "criterion": criterion},
         "versions": {"toolkit": VERSION, "python": platform.python_version(), "torch": str(torch.__version__)},
         **machine(args, fabric),
         "training": {

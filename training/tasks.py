@@ -188,6 +188,11 @@ class DistillationTask(Task):
         loss = task * mean_over_images(measured) + kd * parts["response"] + feat * parts.get("feature", 0.0)
         return {"loss": loss, "depth": depth, **parts, "counts": {"task": count_images(labelled)}}
 
+    def distance(self, batch: Batch) -> Tensor:
+        """Return how far the student is from a teacher that gives metres, the mean over the pixels in metres: [B]."""
+        metres = ResponseDistillation("l1", max_depth=self.response.max_depth)
+        return metres(self.student(*model_inputs(self.student, batch)), self.teacher(batch))
+
 
 class AdaBinsDistillationTask(Task):
     """AdaBins: an ear learns from measured depth and from an eye that learns along, or has learnt before.
