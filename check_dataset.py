@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,8 @@ from dataloaders import (
     find_dataset,
     prepare_rgb,
     prepare_wave,
+    start_worker,
+    usable_workers,
     valid_depth,
 )
 from errors import DataError, run_script
@@ -163,9 +164,9 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers",
         type=options.non_negative_int,
-        default=min(4, os.cpu_count() or 1),
+        default=4,
         metavar="N",
-        help="reading processes",
+        help="reading processes, at most one for each core",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the problems and the figures here")
     return parser
@@ -187,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tell(shared_files(datasets))
     figures = {split: Figures(len(dataset)) for split, dataset in datasets.items()}
     for split, dataset in datasets.items():
-        loader = DataLoader(Readings(dataset), batch_size=None, num_workers=args.num_workers)
+        workers = usable_workers(args.num_workers)
+        loader = DataLoader(Readings(dataset), batch_size=None, num_workers=workers, worker_init_fn=start_worker)
         for reading in tqdm(loader, split, unit="row", disable=not sys.stderr.isatty(), leave=False):
             tell(reading.problems)
             figures[split].add(reading)

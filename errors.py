@@ -7,6 +7,7 @@ Anything else that is raised is a defect of this toolkit and keeps its traceback
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -51,14 +52,40 @@ def from_worker(error: UserError) -> UserError:
     return type(error)(text.rsplit(f"{type(error).__name__}: ", 1)[-1])
 
 
+PARENT = "ENDS_WITH_PROCESS"  # in the environment: the process with whose end a script shall end too
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """Raise KeyboardInterrupt with the signal's number, once: what follows is the way out, and is not interrupted.
+
+    A scheduler may send more than one notice. A second Ctrl-C ends the process at once.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt(number)
+
+
+def end_with_parent() -> None:
+    """Have the system (Linux) send SIGTERM when the process named in :data:`PARENT` is gone, however that ended."""
+    parent = os.environ.pop(PARENT, "")  # it is not the parent of what this process starts in turn
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):  # gone before it could be watched
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run_script(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     """Run a script's ``main`` and exit: 0 when it returns, 2 with one line on a :class:`UserError`, 130 on Ctrl-C."""
     script = Path(sys.argv[0]).name
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     for room in ("dataloaders", "simulation"):  # what a reader must know: which scenes validate, what is simulated
         logging.getLogger(room).setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice ends a run as Ctrl-C does
+    signal.signal(signal.SIGTERM, interrupt)  # a scheduler's notice ends a run as Ctrl-C does
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell starts a job in the background
+        signal.signal(signal.SIGINT, interrupt)
     try:
+        end_with_parent()
         main(None)
     except UserError as error:
         print(f"{script}: error: {from_worker(error)}", file=sys.stderr)

@@ -75,7 +75,13 @@ def create_parser() -> argparse.ArgumentParser:
         "the measured depth has this size too, but on nyu, where it keeps its own",
     )
     group.add_argument("--batch_size", type=options.positive_int, default=32, metavar="N", help="changes no figure")
-    group.add_argument("--num_workers", type=options.non_negative_int, default=4, metavar="N", help="loader processes")
+    group.add_argument(
+        "--num_workers",
+        type=options.non_negative_int,
+        default=4,
+        metavar="N",
+        help="loader processes, at most one for each core",
+    )
     group = parser.add_argument_group("scoring (docs/EVALUATION.md)")
     group.add_argument(
         "--protocol",

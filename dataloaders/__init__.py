@@ -33,6 +33,7 @@ from dataloaders.transforms import (
     prepare_wave,
     valid_depth,
 )
+from dataloaders.workers import start_worker, usable_workers
 from errors import DataError, OptionError
 
 __all__ = [
@@ -63,6 +64,8 @@ __all__ = [
     "read_bare",
     "read_image",
     "read_wav",
+    "start_worker",
+    "usable_workers",
     "valid_depth",
 ]
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from dataloaders.base import DepthDataset
 from dataloaders.sample_cache import SampleCache
+from dataloaders.workers import start_worker, usable_workers
 from errors import DataError, OptionError
 
 
@@ -153,7 +154,8 @@ def create_loader(
         batch_size: the global one, divided over ``world_size`` processes.
         shuffle: True for training, False for evaluation (all rows, in order).
         seed: of the order; augmentation has the data set's own.
-        num_workers: processes that read, and fill the cache; they change the speed, never a sample.
+        num_workers: processes that read, and fill the cache, at most one for each core; they change the speed, never a
+            sample.
         rank: which of the training processes this one is.
         world_size: how many of them there are.
         drop_last: leave out the last incomplete batch; None does so in training.
@@ -182,6 +184,7 @@ def create_loader(
         drop_last=shuffle if drop_last is None else drop_last,
         steps=steps,
     )
+    num_workers = usable_workers(num_workers)
     if dataset.cache_dir is not None and dataset.cache is None:
         dataset.cache = SampleCache(dataset.cache_dir, dataset, num_workers)
     return DataLoader(
@@ -192,14 +195,10 @@ def create_loader(
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         # The loader draws a number at each epoch; from a generator of its own it leaves the global state alone.
         generator=torch.Generator().manual_seed(seed),
     )
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 def create_loaders(

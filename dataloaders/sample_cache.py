@@ -42,6 +42,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataloaders.transforms import size_pair
+from dataloaders.workers import start_worker
 from errors import DataError, OptionError
 from training.files import locked
 from training.mapped_rows import MappedRows, open_whole, read_key
@@ -307,6 +308,7 @@ def _fill(kept: MappedRows, dataset: DepthDataset, modality: str, form: int, num
         batch_size=BATCH,
         num_workers=min(num_workers, -(-len(missing) // BATCH)),
         collate_fn=list,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # one of its own: the run's random numbers stay the same
     )
     written: list[int] = []

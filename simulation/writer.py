@@ -22,6 +22,7 @@ from tqdm import tqdm
 from errors import DataError, OptionError
 from simulation.layouts import LAYOUTS, PARTIAL, Settings, store
 from training.files import locked
+from training.machine import count_cores
 
 VERSION = 1  # of the generator: raise it with every change that changes a byte of the data
 MANIFEST = "simulation.json"
@@ -75,7 +76,7 @@ def _checked(settings: Settings, workers: int | None) -> int:
     if workers is not None and workers < 1:
         raise OptionError(f"--workers {workers}: use 1 or more.")
     if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return count_cores()
     return workers
 
 

@@ -187,6 +187,23 @@ def test_a_schedulers_notice_ends_a_run_as_ctrl_c_does(rooms, tmp_path):
     load_checkpoint(tmp_path / "checkpoints/e/last.pth")
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_sent_to_the_workers_too_ends_a_run_in_one_line(rooms, tmp_path, stop):
+    flags = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 500, "--num_workers", 2)]
+    process = subprocess.Popen(
+        [sys.executable, REPOSITORY / "train_rgb_depth.py", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while time.time() < deadline and not (tmp_path / "checkpoints/e/last.pth").is_file():
+        time.sleep(0.05)
+    os.killpg(process.pid, stop)  # as a terminal, timeout(1) or a scheduler does
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "train_rgb_depth.py: interrupted\n")
+    assert "--resume goes on" in out.splitlines()[-1]
+
+
 def test_it_learns(rooms, tmp_path, run_cli):
     more = ("--nb_epochs", 15, "--lambda_smooth", 0, "--save_frequency", 15)
     code, _, _ = run_cli(train_rgb_depth.main, *arguments(rooms, tmp_path, *more))

@@ -115,7 +115,13 @@ def add_data_options(parser: argparse.ArgumentParser, *, dataset: str = "batvisi
     group.add_argument(
         "--min_depth", type=positive_float, default=1e-3, metavar="M", help="nearer depth is invalid [m]"
     )
-    group.add_argument("--num_workers", type=non_negative_int, default=4, metavar="N", help="loader processes")
+    group.add_argument(
+        "--num_workers",
+        type=non_negative_int,
+        default=4,
+        metavar="N",
+        help="loader processes, at most one for each core",
+    )
     group.add_argument(
         "--cache_dir", type=Path, metavar="DIR", help="keep prepared samples here, and read them in every later epoch"
     )

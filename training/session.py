@@ -218,9 +218,10 @@ def run_training(
         peak = peak_memory(fabric.device.type) / 2**30
         log.say(f"took {time.monotonic() - begun:.1f} s, at most {peak:.2f} GiB of memory ({fabric.device.type})")
     except KeyboardInterrupt:
-        log.say(
-            f"interrupted in epoch {progress.epoch + 1}; the same command with --resume goes on after {progress.epoch}"
-        )
+        goes_on = f"the same command with --resume goes on after {progress.epoch}"
+        if progress.epoch == 0:
+            goes_on = "nothing was saved yet, and the same command begins again"
+        log.say(f"interrupted in epoch {progress.epoch + 1}; {goes_on}")
         raise
     finally:
         log.close()
