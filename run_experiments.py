@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -92,9 +93,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for run in with_teachers(suite.rows):
             for seed in args.seeds:
                 say(f"python {shlex.join(laboratory.command(run, seed))}")
+        trainings = len(with_teachers(suite.rows)) * len(args.seeds)
+        print(f"{trainings} trainings, {args.jobs} at a time; what is done is not done again", file=sys.stderr)
         return
-    failed = laboratory.train_all(suite.rows, args.seeds)
-    scores, reference = test_all(laboratory, suite, args.seeds, failed)
+    try:
+        failed = laboratory.train_all(suite.rows, args.seeds)
+        scores, reference = test_all(laboratory, suite, args.seeds, failed)
+    except KeyboardInterrupt as stopped:
+        print("run_experiments.py: interrupted; the same command goes on where each training was", file=sys.stderr)
+        sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
     if not scores:
         raise TrainingError("not one training ended: " + "; ".join(sorted(set(failed.values()))))
     folder = args.output_dir / "reports" / (args.report or args.suite)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -13,9 +14,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from errors import CheckpointError
+from errors import PARENT, CheckpointError
 from training.checkpoint import load_checkpoint
+from training.machine import count_cores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -64,6 +67,11 @@ class Laboratory:
     jobs: int = 1
     say: Callable[[str], None] = field(default=print)
 
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen] = set()
+        self._stopped = False
+
     def best(self, run: Run, seed: int) -> Path:
         """Return the file of a run's best epoch on the validation samples."""
         return self.output_dir / "checkpoints" / run.folder(seed) / "best_model.pth"
@@ -95,10 +103,14 @@ class Laboratory:
         total, numbers, lock = len(waiting), iter(range(1, len(waiting) + 1)), threading.Lock()
 
         def train(run: Run, seed: int) -> None:
+            if self._stopped:
+                return
             if run.teacher and (run.teacher.name, seed) in failed:
                 reason: str | None = f"its teacher, {run.teacher.name}, failed"
             else:
                 reason = self.train(run, seed)
+            if reason and self._stopped:
+                return  # it did not fail, it was told to end
             with lock:
                 if reason:
                     failed[run.name, seed] = reason
@@ -110,9 +122,23 @@ class Laboratory:
             wave = [(r, s) for r, s in waiting if not r.teacher or (r.teacher.name, s) not in names]
             waiting = [job for job in waiting if job not in wave]
             with ThreadPoolExecutor(self.jobs) as pool:
-                for ended in as_completed([pool.submit(train, *job) for job in wave]):
-                    ended.result()
+                try:
+                    for ended in as_completed([pool.submit(train, *job) for job in wave]):
+                        ended.result()
+                except KeyboardInterrupt:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    self.stop()
+                    raise  # after all of them have ended
         return failed
+
+    def stop(self) -> None:
+        """Tell the scripts that run to end, which they do after saving, and start no further one."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+        if self._running:
+            self.say(f"interrupted: {len(self._running)} running scripts are told to end")
 
     def train(self, run: Run, seed: int) -> str | None:
         """Train one seed of a run to its end, unless it is there; return why it failed, if it did.
@@ -135,11 +161,34 @@ class Laboratory:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         return f"exit code {ended.returncode}: {last[0]} ({log})"
 
-    def call(self, command: Sequence[str], **streams: object) -> subprocess.CompletedProcess:
-        """Run a script of this toolkit on this job's share of the cores."""
-        threads = {"OMP_NUM_THREADS": f"{max(1, (os.cpu_count() or 1) // self.jobs)}"}
-        environment = os.environ | threads
-        return subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment, check=False, **streams)  # type: ignore[call-overload]
+    def call(self, command: Sequence[str], **streams: Any) -> subprocess.CompletedProcess:
+        """Run a script of this toolkit on this job's share of the cores.
+
+        It gets a session of its own, so that Ctrl-C in a terminal reaches it once: through :meth:`stop`. Where this
+        process dies of a signal that nobody can hear, the system ends the script (Linux).
+
+        One that was never begun, since all shall end, has the exit code of one that was told to.
+        """
+        environment = os.environ | {
+            "OMP_NUM_THREADS": f"{max(1, count_cores() // self.jobs)}",
+            PARENT: f"{os.getpid()}",
+        }
+        arguments = [sys.executable, *command]
+        with self._lock:
+            if self._stopped:
+                return subprocess.CompletedProcess(arguments, 128 + signal.SIGTERM, "", "")
+            process = subprocess.Popen(arguments, cwd=REPOSITORY, env=environment, start_new_session=True, **streams)
+            self._running.add(process)
+        try:
+            out, errors = process.communicate()
+        except KeyboardInterrupt:  # of the main thread; those of a pool hear nothing
+            self.stop()
+            process.communicate()
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(process)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
 
 
 def with_teachers(runs: Sequence[Run]) -> list[Run]:

@@ -3,6 +3,11 @@
 import importlib
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ from experiments.runs import Laboratory, Run, with_teachers
 from experiments.statistics import change_interval, mean_interval, resample
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 SETTING = Setting(PRESETS["cpu"], 93, ("--dataset", "simulated", "--dataset_dir", "other"), "Hall")
 
 
@@ -139,6 +145,51 @@ def test_a_failed_script_is_reported_by_its_last_line(tmp_path):
     assert reason is not None and reason.startswith("exit code 2") and "--max_depth" in reason
 
 
+# A suite of three scripts that never end by themselves: two run, one waits.
+ENDLESS = """
+import sys
+import run_experiments
+from errors import run_script
+from experiments.runs import Run
+from experiments.suites import SUITES, Suite
+
+waits = "import os, time, errors; errors.run_script(lambda _: (print(os.getpid(), flush=True), time.sleep(99)))"
+SUITES["smoke"] = lambda setting: Suite("who waits?", [Run(name, ("-c", waits), 9) for name in "abc"])
+sys.argv = ["run_experiments.py", "smoke", "--jobs", "2", "--seeds", "0", *sys.argv[1:]]
+run_script(run_experiments.main)
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="other systems do not tell a child of its parent's end"
+)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_the_experiments_ends_their_trainings(tmp_path, rooms, stop):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, "--dataset_dir", rooms, "--output_dir", tmp_path],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(running := [log.read_text() for log in tmp_path.glob("logs/*.txt")]) < 2 or not all(running):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(stop)
+    out, errors = process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(Path("/proc", pid.split()[0]).exists() for pid in running):
+        assert time.monotonic() < deadline, "a training outlives the experiments"
+        time.sleep(0.05)
+    assert len(list(tmp_path.glob("logs/*.txt"))) == 2, "no further one was started"
+    assert all("interrupted" in log.read_text() for log in tmp_path.glob("logs/*.txt"))
+    if stop is not signal.SIGKILL:
+        assert process.returncode == 128 + stop
+        assert errors.splitlines() == [
+            "run_experiments.py: interrupted; the same command goes on where each training was"
+        ]
+        assert "FAILED" not in out and "2 running scripts are told to end" in out
+
+
 def test_the_table_names_mean_interval_share_and_difference():
     errors = np.full((2, 5), 0.6)
     suite = SUITES["smoke"](Setting(SMOKE, 3))
@@ -175,7 +226,7 @@ def test_a_suite_from_nothing_to_a_report(smoke, rooms, capsys):
 
 
 def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):
-    code, out, _ = run_cli(
+    code, out, errors = run_cli(
         run_experiments.main,
         "ladder",
         "--dataset_dir",
@@ -188,6 +239,7 @@ def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):
     )
     assert code == 0
     assert len([shlex.split(line) for line in out.splitlines()]) == 10, "of whom the network that sees teaches three"
+    assert errors == "10 trainings, 1 at a time; what is done is not done again\n"
     assert not (tmp_path / "r").exists()
 
 
