@@ -133,10 +133,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     main_mask, *masks = scoring.masks
     where = f"{first.data['name']} {args.split}"
     how = ("" if scoring.protocol == "metric" else f", {scoring.protocol}") + ", Eigen crop" * scoring.eigen_crop
-    print_table(f"{where}, {MASK_TITLES[main_mask]}{how}", rows, scoring.metrics)
+    tables = {mask: {name: row[mask] for name, row in rows.items()} for mask in masks}
+    same = [mask for mask in masks if all(row.items() <= rows[name].items() for name, row in tables[mask].items())]
+    titles = " and ".join(MASK_TITLES[mask] for mask in (main_mask, *same))
+    print_table(f"{where}, {titles}{how}", rows, scoring.metrics)
     for mask in masks:
-        inside = {name: row[mask] for name, row in rows.items()}
-        print_table(f"{where}, {MASK_TITLES[mask]}{how}", inside, scoring.metrics)
+        if mask not in same:
+            print_table(f"{where}, {MASK_TITLES[mask]}{how}", tables[mask], scoring.metrics)
     if args.per_location:
         report["per_location"] = by_location(first)
         title = f"{first.label} by location, {MASK_TITLES[main_mask]}"
@@ -343,7 +346,8 @@ def save_cases(path: Path, fabric: Fabric, candidates: list[Candidate]) -> None:
         columns = sample_columns(batch)
         columns += [(c.label, "depth", depths) for c, depths in zip(candidates, predictions, strict=True)]
     titles = [f"{name}\nRMSE {errors[index]:.2f} m" for index, name in zip(chosen, batch["id"], strict=True)]
-    save_grid(path, columns, titles, f"from the best to the worst case of {first.label}")
+    title = f"from the best to the worst case of {first.label}"
+    save_grid(path, columns, titles, title, first.dataset.preprocessing)
 
 
 def shown_samples(candidate: Candidate, chosen: Sequence[int]) -> list[dict[str, Any]]:

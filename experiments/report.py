@@ -130,7 +130,8 @@ def draw_curves(scores: Mapping[str, Scores]) -> bytes:
         axis.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), alpha=0.15, color=colors(number % 20))
     axis.set_xlabel("epoch")
     axis.set_ylabel("validation RMSE [m]")
-    axis.legend(fontsize=7, ncols=2)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))  # no line is under it
     return _png(figure)
 
 
@@ -148,7 +149,7 @@ def draw_bars(suite: Suite, scores: Mapping[str, Scores], reference: float) -> b
     axis.axvline(reference, color="tab:red", linestyle="--", label="mean depth map")
     axis.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=8)
     axis.set_xlabel("test RMSE [m], 95 % interval, seeds; controls in grey")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))  # no bar is under it
     return _png(figure)
 
 

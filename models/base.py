@@ -68,9 +68,9 @@ class DepthModel(nn.Module):
         self.train(was_training)
         return {level: (value.shape[1], value.shape[2], value.shape[3]) for level, value in features.items()}
 
-    def count_parameters(self) -> int:
-        """Return the number of trainable parameters."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+    def count_parameters(self, *, trainable: bool = True) -> int:
+        """Return the number of parameters, of those that train or of all."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad or not trainable)
 
 
 Features = dict[str, Tensor]

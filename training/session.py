@@ -190,7 +190,8 @@ def run_training(
             path = experiment.results / picture.format(progress.epoch)
             batch = pictured_batch(val_loader)
             prediction = loop.predict(fabric, student.eval(), fabric.to_device(batch)).cpu()
-            save_grid(path, columns(batch, prediction), batch["id"], f"{args.experiment_name}, epoch {progress.epoch}")
+            title = f"{args.experiment_name}, epoch {progress.epoch}"
+            save_grid(path, columns(batch, prediction), batch["id"], title, train.preprocessing)  # type: ignore[attr-defined]
             log.picture("validation", path, progress.step)
         save_checkpoint(state, experiment.checkpoints / "last.pth")
         experiment.remove_replaced()
@@ -367,7 +368,9 @@ def introduce(
     pairs = (
         f"{int(train.labelled.sum())} of {len(train)} training pairs have depth, {len(val_loader.dataset)} to validate"  # type: ignore[arg-type]
     )
-    log.say(f"{args.experiment_name}: {student.name}, {student.count_parameters() / 1e6:.2f} M parameters, {where}")
+    trained, parameters = (student.count_parameters(trainable=only) / 1e6 for only in (True, False))
+    of_them = "" if trained == parameters else f" ({trained:.2f} M of them train)"
+    log.say(f"{args.experiment_name}: {student.name}, {parameters:.2f} M parameters{of_them}, {where}")
     log.say(f"data: {args.dataset}, {pairs}, {args.image_size}x{args.image_size}, up to {train.max_depth:g} m")
     for note in notes:
         log.say(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import matplotlib
 import numpy as np
 from torch import Tensor
 
+from dataloaders.transforms import SAMPLE_RATE
 from training.files import write_whole
 
 matplotlib.use("Agg")  # no screen is needed, or asked for
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 DEPTH_COLORS = matplotlib.colormaps["turbo"].with_extremes(bad="0.75")  # grey: no measurement
 ERROR_COLORS = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
@@ -28,7 +31,9 @@ HEADING = 26  # characters in a line of a column's heading
 Column = tuple[str, str, list[Tensor]]  # title; a kind that save_grid knows; one map per row
 
 
-def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: str = "") -> None:
+def save_grid(
+    path: Path, columns: list[Column], row_titles: list[str], title: str = "", sound: Mapping[str, Any] | None = None
+) -> None:
     """Save a grid of maps, one row per sample.
 
     Args:
@@ -41,6 +46,7 @@ def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: s
             ``histogram`` [3, P] how often each depth occurs in the truth, to the ear and to the eye (0: not measured).
         row_titles: one per row.
         title: of the whole picture.
+        sound: the ``preprocessing`` of what is heard, from which the axes of the spectrograms follow; None draws none.
     """
     rows = len(row_titles)
     figure, axes = plt.subplots(
@@ -52,15 +58,23 @@ def save_grid(path: Path, columns: list[Column], row_titles: list[str], title: s
         deepest = max((_high(m, 100) for m in depths), default=1.0)
         for column, (heading, kind, maps) in enumerate(columns):
             axis = axes[row, column]
-            _draw(figure, axis, kind, maps[row], worst if kind == "error" else deepest)
             axis.set_xticks([])
             axis.set_yticks([])
+            _draw(figure, axis, kind, maps[row], worst if kind == "error" else deepest)
+            if kind == "audio" and sound is not None:
+                _scale_ears(axis, *maps[row].shape[-2:], sound)
             if row == 0:
-                axis.set_title(textwrap.fill(heading, HEADING), fontsize=9)
-        axes[row, 0].set_ylabel(row_titles[row], fontsize=8)
+                axis.set_title(wrap_heading(heading), fontsize=9)
+        axes[row, 0].set_ylabel("\n".join(filter(None, (row_titles[row], axes[row, 0].get_ylabel()))), fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)
     _save(figure, path)
+
+
+def wrap_heading(heading: str) -> str:
+    """Break a heading into lines, between words, or between the words of a name that underscores join."""
+    lines = textwrap.wrap(heading.replace("_", "_ "), HEADING, break_long_words=False)
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def _draw(figure: Any, axis: Any, kind: str, values: Tensor, high: float) -> None:
@@ -74,14 +88,20 @@ def _draw(figure: Any, axis: Any, kind: str, values: Tensor, high: float) -> Non
     elif kind == "histogram":
         _draw_histogram(axis, array, high)
     elif kind == "disparity":
-        axis.imshow(array[0], cmap=DEPTH_COLORS.reversed())  # near things in the colours of near depths
+        drawn = axis.imshow(array[0], cmap=DEPTH_COLORS.reversed())  # near things in the colours of near depths
+        _draw_bar(figure, axis, drawn).set_ticks(drawn.get_clim(), labels=("far", "near"))
     else:
         invalid = array[0] <= 0 if kind == "depth" else np.isnan(array[0])
         colors = DEPTH_COLORS if kind == "depth" else ERROR_COLORS
         drawn = axis.imshow(np.ma.masked_where(invalid, array[0]), vmin=0, vmax=high, cmap=colors)
-        bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
-        bar.ax.tick_params(labelsize=7)
-        bar.set_label("m", fontsize=7)
+        _draw_bar(figure, axis, drawn).ax.set_xlabel(f"{kind} [m]", fontsize=7)  # upright, below the bar
+
+
+def _draw_bar(figure: Any, axis: Any, drawn: Any) -> Any:
+    """Draw a colour bar beside a map."""
+    bar = figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    return bar
 
 
 def lift_echoes(ears: np.ndarray) -> tuple[np.ndarray, float]:
@@ -99,6 +119,24 @@ def _draw_ears(axis: Any, ears: np.ndarray) -> None:
     axis.axvline(ears.shape[-1] - 0.5, color="white", linewidth=1)
     for place, ear in ((0.02, "left"), (0.52, "right")):
         axis.text(place, 0.97, ear, transform=axis.transAxes, color="white", fontsize=7, va="top")
+
+
+def _scale_ears(axis: Any, height: int, width: int, sound: Mapping[str, Any]) -> None:
+    """Draw time [ms], where the recording is cut at one, and frequency [kHz] beside spectrograms [2, H, W]."""
+    top = SAMPLE_RATE / 2000  # kHz
+    if sound["audio_format"] == "mel":
+        share = {f: math.log1p(f / 0.7) / math.log1p(top / 0.7) for f in (0, 1, 5, 20)}  # of HTK's scale
+    else:
+        share = {f: f / top for f in (0, 10, 20)}
+    axis.set_yticks([place * height - 0.5 for place in share.values()], labels=[f"{f}" for f in share], fontsize=6)
+    axis.set_ylabel("frequency [kHz]", fontsize=7)
+    if sound["audio_samples"] is None:
+        return
+    lasts = 1000 * sound["audio_samples"] / SAMPLE_RATE  # ms
+    times = [t for t in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(0, lasts) if 0 <= t < 0.9 * lasts]
+    places = [(ear + t / lasts) * width - 0.5 for ear in (0, 1) for t in times]
+    axis.set_xticks(places, labels=[f"{t:g}" for t in 2 * times], fontsize=6)
+    axis.set_xlabel("time [ms]", fontsize=7)
 
 
 def _draw_bins(axis: Any, edges: np.ndarray) -> None:
@@ -120,7 +158,8 @@ def _draw_histogram(axis: Any, depths: np.ndarray, high: float) -> None:
             axis.hist(
                 values[values > 0], bins=40, range=(0, high), histtype="step", density=True, label=name, color=color
             )
-    axis.legend(fontsize=6)
+    axis.set_ylim(top=1.25 * axis.get_ylim()[1])  # the legend lies above the lines
+    axis.legend(fontsize=6, loc="upper center", ncols=len(NAMES), frameon=False, handlelength=1, columnspacing=1)
     axis.set_xlabel(f"0 to {high:.1f} m", fontsize=7)
 
 
@@ -136,7 +175,7 @@ def error_map(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Save the curves of ``metrics.csv``: the training loss with its parts, and the validation metrics."""
+    """Save the curves of ``metrics.csv``: the training loss with its parts, and what validation metrics there are."""
     if not rows:
         return
     epochs = [row["epoch"] for row in rows]
@@ -144,12 +183,15 @@ def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
         "training loss and its parts": list(
             dict.fromkeys(key for row in rows for key in row if key.startswith("train_"))
         ),
+        "validation, distance from the teacher": ["val_distance"],
         "validation error [m]": ["val_rmse", "val_mae"],
         "validation, relative": ["val_abs_rel", "val_log10"],
         "validation accuracy": ["val_delta1", "val_delta2", "val_delta3"],
     }
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
-    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
+    known = {key for row in rows for key in row}
+    panels = {title: there for title, keys in panels.items() if (there := [key for key in keys if key in known])}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), squeeze=False, layout="constrained")
+    for axis, (title, keys) in zip(axes[0], panels.items(), strict=True):
         for key in keys:
             values = [row.get(key, math.nan) for row in rows]
             axis.plot(epochs, values, marker="." if len(rows) < 40 else None, label=key.split("_", 1)[1])
@@ -157,7 +199,7 @@ def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # no line is under it
     _save(figure, path)
 
 

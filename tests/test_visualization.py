@@ -1,0 +1,66 @@
+"""Pictures: what their axes, bars and headings say."""
+
+import pytest
+import torch
+
+from experiments import report
+from training import visualization
+from training.visualization import save_curves, save_grid, wrap_heading
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would be saved."""
+    figures = []
+    monkeypatch.setattr(visualization, "_save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_headings_break_between_words_and_parts_of_names():
+    assert wrap_heading("ladder_binaural_student_seed0, epoch 12") == "ladder_binaural_student_\nseed0, epoch 12"
+    assert wrap_heading("absolute error") == "absolute error"
+
+
+def test_bars_say_what_and_in_which_unit_and_where_near_is(drawn, tmp_path):
+    maps = [torch.rand(1, 8, 8)]
+    columns = [("prediction", "depth", maps), ("absolute error", "error", maps), ("student", "disparity", maps)]
+    save_grid(tmp_path / "a.png", columns, ["row"])
+    bars = drawn[0].axes[3:]
+    assert [bar.get_xlabel() for bar in bars] == ["depth [m]", "error [m]", ""]
+    assert [bar.get_ylabel() for bar in bars] == ["", "", ""], "nothing lies on its side"
+    low, high = bars[2].get_yticks()
+    assert low < high and [text.get_text() for text in bars[2].get_yticklabels()] == ["far", "near"]
+
+
+@pytest.mark.parametrize("audio_format", ["spectrogram", "mel"])
+def test_spectrograms_have_axes(drawn, tmp_path, audio_format):
+    sound = {"audio_samples": 3112, "audio_format": audio_format}
+    save_grid(tmp_path / "a.png", [("AUDIO", "audio", [torch.rand(2, 16, 20)])], ["row"], "", sound)
+    axis = drawn[0].axes[0]
+    assert axis.get_ylabel() == "row\nfrequency [kHz]" and axis.get_xlabel() == "time [ms]"
+    labels = [float(text.get_text()) for text in axis.get_xticklabels()]
+    assert labels == [0, 20, 40, 60, 0, 20, 40, 60], "of 70.6 ms, for either ear"
+    places = axis.get_xticks()
+    assert places[1] == pytest.approx(20 / (3112 / 44.1) * 20 - 0.5) and places[4] == pytest.approx(19.5)
+    assert all(-0.5 <= place <= 15.5 for place in axis.get_yticks())
+
+
+def test_curves_are_those_that_there_are(drawn, tmp_path):
+    rows = [{"epoch": epoch, "train_loss": 1 / epoch, "val_distance": 2 / epoch} for epoch in (1, 2, 3)]
+    save_curves(tmp_path / "curves.png", rows)
+    first, second = drawn[0].axes
+    assert (first.get_title(), second.get_title()) == (
+        "training loss and its parts", "validation, distance from the teacher"
+    )  # fmt: skip
+    assert second.lines[0].get_ydata().tolist() == [2, 1, 2 / 3]
+
+
+def test_epochs_are_whole_numbers_in_a_report(monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or b"")
+    scores = report.Scores(None, [0], None, {}, [[1.0, 0.9]])
+    report.draw_curves({"a": scores})
+    figures[0].canvas.draw()
+    axis = figures[0].axes[0]
+    assert all(place == round(place) for place in axis.get_xticks())
+    assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1, "it covers no line"
