@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataloaders import CropRule, DepthDataset, create_dataset, create_loaders
-from errors import OptionError, run_script
+from errors import CheckpointError, OptionError, run_script
 from models.depth_anything import ALIASES, PRESETS, DepthAnything, create_depth_anything_model, find_preset
+from models.depth_anything_files import PUBLISHED
 from models.weights import read_metadata
 from training import loop, options
 from training.checkpoint import OWN_LICENSE, license_of, load_checkpoint, load_model, restore_model, save_model
@@ -154,6 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.check_training_options(args, "distill_any_depth")
     fabric = create_fabric(args, rests=len(args.teacher_models) > 1)
     datasets = create_datasets(args)
+    if args.dataset == "images" and datasets["train"].ids == datasets["val"].ids:
+        args.held_out = False  # the model card says so
+        count = len(datasets["val"])
+        notes.append(f"the folder has no train/ and val/: its {count} pictures teach, and compare the epochs too")
     only_labelled = args.teacher_models == [GROUND_TRUTH]  # from the others, nothing could be learnt
     loaders = create_loaders(datasets, **options.loader_options(args, fabric), only_labelled=only_labelled)
     teachers, licenses = open_teachers(args)
@@ -395,8 +400,14 @@ def open_network(flag: str, path: Path, name: str) -> tuple[DepthAnything, str]:
         OptionError: it is another network than ``name``.
         CheckpointError: the file is missing or damaged.
     """
-    network, checkpoint = load_model(path)
     preset = find_preset(name)
+    if not path.exists() and preset in PUBLISHED:
+        raise CheckpointError(
+            f"--{flag} {path}: there is no such file; {name} is published as {PUBLISHED[preset]} (Distill-Any-Depth's: "
+            "https://github.com/Westlake-AGI-Lab/Distill-Any-Depth). Without weights: bash "
+            "run_distill_any_depth_examples.sh 6, then 7"
+        )
+    network, checkpoint = load_model(path)
     if not isinstance(network, DepthAnything) or network.config["preset"] != preset:
         holds = f"{network.name} {network.config.get('preset', '')}".strip()
         raise OptionError(f"--{flag} {path} holds {holds}, not {name}")

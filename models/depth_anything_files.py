@@ -31,6 +31,12 @@ LAYOUTS = ("original", "nested", "flat")  # those that can be written
 # Under which the published weights may be used, by preset, and so those that are distilled from them.
 LICENSES = {"vits": "Apache-2.0", "vitb": "CC-BY-NC-4.0", "vitl": "CC-BY-NC-4.0"}
 
+# Where Depth Anything V2's weights are published, by preset.
+PUBLISHED = {
+    preset: f"https://huggingface.co/depth-anything/Depth-Anything-V2-{size}/resolve/main/depth_anything_v2_{preset}.pth"
+    for preset, size in (("vits", "Small"), ("vitb", "Base"), ("vitl", "Large"))
+}
+
 # From each layout to the canonical names; the first rule that fits a name is the one that counts.
 TO_CANONICAL: dict[str, tuple[tuple[str, str], ...]] = {
     "original": (),

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -365,7 +366,14 @@ def test_pictures_alone_are_enough(mini, tmp_path):
     assert found[-1] < found[0], "it comes closer to its teacher"
     assert "val_abs_rel" not in metrics(tmp_path)[0]
     assert load_checkpoint(tmp_path / "checkpoints/e/best_model.pth")["best"]["value"] == min(found)
-    assert any(line.startswith("done: ") and "val_distance" in line for line in console(tmp_path).splitlines())
+    log = console(tmp_path)
+    assert any(line.startswith("done: ") and "val_distance" in line for line in log.splitlines())
+    assert "its 8 pictures teach, and compare the epochs too" in log
+    card = (tmp_path / "student_best.md").read_text()
+    assert "without splits: none was held out" in card and "`val`" not in card and "`test`" not in card
+    assert "on the pictures that it learnt from" in card
+    (parameters,) = re.findall(r"depth_anything`, ([\d.]+ M parameters)", card)
+    assert f"depth_anything, {parameters} (" in log
 
 
 ALIASES = ("--use_nyu_dataset", "--lr", 0.001, "--num_epochs", 1, "--global_crop_size", 100, "--device", "cpu")
@@ -488,6 +496,10 @@ def test_a_normalisation_in_contexts_needs_their_flags():
         (("--teacher_models", "tiny"), "holds depth_anything mini, not tiny"),
         (("--student_arch", "tiny", "--student_checkpoint", "MINI"), "holds depth_anything mini, not tiny"),
         (("--student_checkpoint", "nowhere.pth"), "nowhere.pth: there is no such file"),
+        (
+            ("--student_arch", "vitb", "--student_checkpoint", "no.pth"),
+            "published as https://huggingface.co/depth-anything",
+        ),
         (("--local_crops", 0), "--lambda_lg"),
         (("--global_scale", 0.9, 0.5), "--global_scale 0.9 0.5"),
         (("--trim", 1), "trim"),

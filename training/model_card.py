@@ -52,7 +52,7 @@ def model_card(
     """
     gives = "depth in metres" if model.output == "metres" else "relative disparity"
     senses = " and ".join(SENSES[key] for key in model.inputs)
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    parameters = model.count_parameters(trainable=False) / 1e6
     sections = {
         "In and out": table([*(input_row(key, preprocessing) for key in takes), output_row(model, preprocessing)]),
         "Data": "\n".join(data_lines(model, checkpoint)),
@@ -100,6 +100,11 @@ def data_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> list[
         return ["The file that this one was made from does not say."]
     trained = checkpoint["args"]
     labels = trained.get("label_fraction", 1.0)
+    if trained.get("held_out") is False:
+        return [
+            f"Learnt from all pictures of one folder (`{trained['dataset']}`) without splits: none was held out. The "
+            "epochs were compared on the same pictures, by the distance from the teachers' answers."
+        ]
     by = ""
     if criterion_of(model, checkpoint) == "val_distance":
         by = ", by the distance from the teacher's answers, not from measured depth"
@@ -124,7 +129,9 @@ def figure_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> lis
         figure = f"RMSE {value:.4f} m, the mean over the images"
     else:
         figure = f"AbsRel {value:.4f}, scale and shift fitted to each image"
-    return [f"In training, on the validation split, epoch {checkpoint['epoch']}: {figure}."]
+    held_out = checkpoint["args"].get("held_out") is not False
+    where = "on the validation split" if held_out else "on the pictures that it learnt from"
+    return [f"In training, {where}, epoch {checkpoint['epoch']}: {figure}."]
 
 
 def criterion_of(model: DepthModel, checkpoint: Mapping[str, Any]) -> str:
