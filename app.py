@@ -52,7 +52,7 @@ def create_parser() -> argparse.ArgumentParser:
         metavar=("ACROSS", "DOWN"),
         help="of the camera, for the point cloud [degrees] (default: that of the network's data set, if it is known)",
     )
-    options.add_one_device_options(parser)
+    options.add_one_device_options(parser, exact=True)
     return parser
 
 
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, serve until Ctrl-C."""
     args = create_parser().parse_args(argv)
     options.check_device(args, most=1)
+    options.settle_precision(args)
     student = open_network(args.checkpoint)
     teacher = open_network(args.teacher) if args.teacher else None
     view = tuple(args.field_of_view) if args.field_of_view else None

@@ -28,6 +28,7 @@ from dataloaders import (
     Problem,
     create_dataset,
     find_dataset,
+    is_silent,
     prepare_rgb,
     prepare_wave,
     start_worker,
@@ -87,7 +88,7 @@ class Readings(Dataset):
     def _audio(self, row: Any, reading: Reading) -> None:
         reading.rate = self.dataset.sample_rate(row)
         wave = prepare_wave(self.dataset.read_audio(row), self.dataset.preprocessing)  # [2, N]
-        if not wave.any():
+        if is_silent(wave):
             raise DataError("the sound is silent; record it again, or drop the row")
         if torch.equal(wave[0], wave[1]):
             raise DataError("both ears hear the same; record it in stereo, or drop the row")

@@ -30,6 +30,8 @@ from training.task import Batch
 from training.visualization import Column, save_grid
 
 SOURCES = {"waveform": "audio"}  # an ONNX file makes the spectrogram of a recording itself
+SOUNDS = frozenset({".flac", ".ogg", ".mp3", ".aif", ".aiff", ".w64", ".caf", ".au"})  # one file at a time, or as WAV
+NAMED = 5  # of what a line lists
 FILES = {"audio": frozenset({".wav"}), "rgb": SUFFIXES}  # what is looked for in a folder
 # What is written of each, by what the network gives. A disparity has no unit, so there are no millimetres to count.
 WRITTEN = {"metres": ("{}.npy", "{}.png", "{}_depth.png"), "disparity": ("{}.npy", "{}_disparity.png")}
@@ -78,7 +80,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier prediction wrote")
-    options.add_one_device_options(parser)
+    options.add_one_device_options(parser, exact=True)
     return parser
 
 
@@ -86,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, predict, write; a broken file among others is named, and the others are predicted."""
     args = create_parser().parse_args(argv)
     options.check_device(args, most=1)
+    options.settle_precision(args)
     model, preprocessing = open_model(args)
     inputs = [SOURCES.get(key, key) for key in model.inputs]
     check_inputs(args, model.name, inputs)
@@ -101,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             answer = loop.predict(fabric, model, fabric.to_device(batch)).cpu()  # [1, 1, S, S]
             if args.size:
                 answer = torch.nn.functional.interpolate(answer, args.size, mode="bilinear", align_corners=False)
-            write_map(job, args.output, batch, answer[0])
+            write_map(job, args.output, batch, answer[0], preprocessing)
         except DataError as error:
             if len(jobs) == 1:
                 raise
@@ -152,9 +155,12 @@ def check_inputs(args: argparse.Namespace, name: str, inputs: Sequence[str]) -> 
         OptionError: naming the flag.
     """
     takes = " and ".join(f"--{key}" for key in inputs)
-    for key in ("audio", "rgb"):
-        if (getattr(args, key) is not None) != (key in inputs):
-            raise OptionError(f"--{key}: {args.checkpoint} is a {name}, which takes {takes}")
+    for key in ("audio", "rgb"):  # first what is there, so that the error begins with a flag that was given
+        if getattr(args, key) is not None and key not in inputs:
+            raise OptionError(f"--{key} has no effect: {args.checkpoint} is a {name}, which takes {takes}")
+    for key in inputs:
+        if getattr(args, key) is None:
+            raise OptionError(f"--{key} is missing: {args.checkpoint} is a {name}, which takes {takes}")
     if args.resample and "audio" not in inputs:
         raise OptionError(f"--resample has no effect: {args.checkpoint} is a {name}, which takes {takes}")
 
@@ -188,13 +194,19 @@ def find_files(path: Path, suffixes: frozenset[str]) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: there is no such file or folder")
-    names = [
-        entry.name
-        for entry in path.iterdir()
-        if entry.suffix.lower() in suffixes and entry.is_file() and not entry.name.startswith(".")
-    ]
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    names = [entry.name for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
+    wanted = " ".join(sorted(suffixes))
     if not names:
-        raise DataError(f"{path} holds no file that ends in {' '.join(sorted(suffixes))}")
+        raise DataError(f"{path} holds no file that ends in {wanted}")
+    others = [
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in entries
+        if any(below.suffix.lower() in suffixes for below in entry.rglob("*")) or entry.suffix.lower() in SOUNDS
+    ]
+    if others and suffixes == FILES["audio"]:
+        shown = ", ".join(natural_order(others)[:NAMED]) + ", ..." * (len(others) > NAMED)
+        tqdm.write(f"{path}: {len(names)} files are predicted, not {shown}: {wanted} directly in the folder alone")
     return [path / name for name in natural_order(names)]
 
 
@@ -241,7 +253,7 @@ def check_outputs(jobs: Sequence[Job], folder: Path, *, overwrite: bool) -> None
                 raise OptionError(f"{path} exists; --overwrite replaces it, or choose another --output")
 
 
-def write_map(job: Job, folder: Path, batch: Batch, answer: Tensor) -> None:
+def write_map(job: Job, folder: Path, batch: Batch, answer: Tensor, preprocessing: Mapping[str, Any]) -> None:
     """Write a map [1, H, W] as an array, in millimetres if it is in metres, and as a picture; each file whole or not.
 
     Raises:
@@ -262,7 +274,7 @@ def write_map(job: Job, folder: Path, batch: Batch, answer: Tensor) -> None:
             millimetres = np.rint(values.astype(np.float64) * 1000).clip(0, np.iinfo(np.uint16).max).astype(np.uint16)
             with write_whole(image) as file:
                 Image.fromarray(millimetres).save(file, "PNG")
-        save_grid(picture, [*columns, (kind, kind, [answer])], [""], job.stem)
+        save_grid(picture, [*columns, (kind, kind, [answer])], [""], job.stem, preprocessing)
     except OSError as error:
         raise OptionError(f"--output {folder} cannot be written to ({error})") from error
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from dataloaders.audio_frontend import AudioFrontEnd
 from dataloaders.bare import read_bare
 from dataloaders.base import MODALITIES, SPLITS, DepthDataset
-from dataloaders.batvision import BatVisionV1, BatVisionV2
+from dataloaders.batvision import BatVisionV1, BatVisionV2, refuse_location
 from dataloaders.crops import CropRule
 from dataloaders.images import Images
 from dataloaders.loaders import EpochBatchSampler, collate, create_loader, create_loaders
@@ -28,6 +28,7 @@ from dataloaders.transforms import (
     AUDIO_FORMATS,
     Size,
     clean_depth,
+    is_silent,
     prepare_audio,
     prepare_rgb,
     prepare_wave,
@@ -58,6 +59,7 @@ __all__ = [
     "create_loaders",
     "create_training_data",
     "find_dataset",
+    "is_silent",
     "prepare_audio",
     "prepare_rgb",
     "prepare_wave",
@@ -121,6 +123,7 @@ def find_dataset(folder: str | Path) -> str:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; name that of a data set")
+    refuse_location(folder)
     known = (Simulated, BatVisionV1, BatVisionV2, NYU, Images)  # rooms before the format that they are in
     for data_set in known:
         if data_set.is_in(folder):

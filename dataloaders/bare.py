@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dataloaders.readers import Source, read_image, read_wav
-from dataloaders.transforms import prepare_audio, prepare_rgb, prepare_wave
+from dataloaders.transforms import check_recording, prepare_audio, prepare_rgb, prepare_wave
 from errors import DataError
 
 
@@ -32,6 +32,7 @@ def read_bare(files: Mapping[str, Source], preprocessing: Mapping[str, Any], *, 
         try:
             if key == "audio":
                 wave = read_wav(file, resample_to_44100=resample or preprocessing["resample"])
+                check_recording(wave, preprocessing)
                 wave = prepare_wave(wave, preprocessing)  # [2, N]
                 batch["waveform"] = wave[None]
                 batch[key] = prepare_audio(wave, preprocessing)[None]  # [1, 2, S, S]

@@ -85,10 +85,18 @@ class BatVisionV2(BatVision):
     def is_in(cls, folder: Path) -> bool:
         return any(next(folder.glob(f"*/{split}.csv"), None) for split in SPLITS)
 
+    @staticmethod
+    def is_location(folder: Path) -> bool:
+        """Return whether a folder is one of the locations: its tables have a column that V1's have not."""
+        tables = [folder / f"{split}.csv" for split in SPLITS]
+        heads = (path.open(encoding="utf-8", errors="replace").readline() for path in tables if path.is_file())
+        return any("audio file name" in head.lower().replace("_", " ") for head in heads)
+
     def find_rows(self) -> list[Row]:
         tables = [Path(self.dataset_dir, location, f"{self.split}.csv") for location in self.known_locations()]
         tables = [path for path in tables if path.is_file()]
         if not tables:
+            refuse_location(Path(self.dataset_dir))
             raise DataError(f"{self.dataset_dir}: no folder in it holds a {self.split}.csv; {self.where_to_get_it}")
         rows = []
         for path in tables:
@@ -132,6 +140,12 @@ class BatVisionV2(BatVision):
 
     def sample_rate(self, row: Row) -> int | None:
         return wav_rate(row.files["audio"][0])
+
+
+def refuse_location(folder: Path) -> None:
+    """Raise a DataError if a folder is one location of BatVision V2, and not the whole."""
+    if BatVisionV2.is_location(folder):
+        raise DataError(f"{folder} is one location of BatVision V2; give its parent folder, {folder.absolute().parent}")
 
 
 def _first_file(files: dict[str, tuple[str, ...]]) -> str | None:

@@ -49,7 +49,7 @@ class NYU(DepthDataset):
     """
 
     name = "nyu"
-    default_dir = "data/NYU"
+    default_dir = "data/nyu"
     default_max_depth = 10.0
     can_supply = ("rgb", "depth")
     beyond_max_depth = "drop"

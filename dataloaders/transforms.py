@@ -167,6 +167,33 @@ def prepare_wave(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
     return wave
 
 
+def is_silent(wave: Tensor) -> bool:
+    """Return whether nothing sounds in a recording [2, N]: neither ear's pressure ever changes."""
+    return bool((wave == wave[:, :1]).all())
+
+
+def check_recording(wave: Tensor, preprocessing: Mapping[str, Any]) -> None:
+    """Make sure that a recording [2, N] at 44.1 kHz, as it was read, has echoes from which to tell depth.
+
+    A network answers to anything. A training takes what its data set holds, and ``check_dataset.py`` lists it; where a
+    single recording is asked for its depth, no answer is better than one made of nothing.
+
+    Raises:
+        DataError: it is silent, or ends before half of what the network hears.
+    """
+    if is_silent(wave):
+        raise DataError("the sound is silent; there is no echo to tell depth from")
+    heard, deepest = preprocessing["audio_samples"], preprocessing.get("max_depth")
+    if heard is None:  # the whole recording: then at least what the echoes from there take
+        heard = cut_samples(deepest) if deepest else 0
+    if wave.shape[1] < heard / 2:
+        lasts, hears = (1000 * samples / SAMPLE_RATE for samples in (wave.shape[1], heard))
+        raise DataError(
+            f"the sound lasts {lasts:.1f} ms, less than half of the {hears:.1f} ms that the network hears "
+            f"(echoes from up to {hears / 2000 * SPEED_OF_SOUND:.1f} m); record longer"
+        )
+
+
 def prepare_audio(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
     """Sound of two ears [2, N] at 44.1 kHz -> network input [2, S, S] float32.
 

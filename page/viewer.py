@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from dataloaders import DATASETS, Source, read_bare, read_image
 from dataloaders.transforms import SAMPLE_RATE, size_pair
-from errors import DataError, OptionError
-from models import DepthModel
+from errors import CheckpointError, DataError, OptionError
+from models import DepthModel, onnx_file
 from page.examples import Example
 from training import loop
 from training.checkpoint import load_model, preprocessing_of
@@ -56,6 +56,8 @@ def open_network(path: Path) -> Network:
     Raises:
         CheckpointError: the file is missing, broken, or of no network that is known here.
     """
+    if path.suffix == onnx_file.SUFFIX:
+        raise CheckpointError(f"{path}: an ONNX file goes to predict.py; the page takes the .pth that it was made from")
     model, checkpoint = load_model(path)
     preprocessing = preprocessing_of(model, checkpoint, path)
     return Network(model, preprocessing, facts_of(path, model, preprocessing, checkpoint or {}))
@@ -66,7 +68,8 @@ def facts_of(
 ) -> list[tuple[str, str]]:
     """Return what there is to know of a network, as (what, value) pairs."""
     height, width = size_pair(preprocessing["image_size"])
-    facts = [("file", str(path)), ("network", f"{model.name}, {model.count_parameters() / 1e6:.2f} M parameters")]
+    parameters = model.count_parameters(trainable=False) / 1e6
+    facts = [("file", str(path)), ("network", f"{model.name}, {parameters:.2f} M parameters")]
     if checkpoint:
         facts.append(("trained on", f"{preprocessing['dataset']}, {width} x {height}, epoch {checkpoint['epoch']}"))
     best = checkpoint.get("best", {})

@@ -273,8 +273,10 @@ def broken_recording(folder, kind):
         path.write_text("no sound")
     elif kind == "empty":
         path.write_bytes(b"")
-    elif kind == "silent":
+    elif kind == "no samples":
         recording(path, seconds=0)
+    elif kind == "silent":
+        soundfile.write(path, np.zeros((SAMPLE_RATE // 10, 2)), SAMPLE_RATE)
     elif kind == "raw":
         path = folder / "broken.raw"
         path.write_bytes(bytes(4000))

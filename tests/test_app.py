@@ -127,7 +127,7 @@ def test_the_maps_are_those_of_the_command_line(server, networks, rooms, tmp_pat
     assert answer["picture"].startswith("data:image/jpeg;base64,")
 
 
-@pytest.mark.parametrize("kind", ["mono", "rate", "truncated", "text", "empty", "silent", "raw"])
+@pytest.mark.parametrize("kind", ["mono", "rate", "truncated", "text", "empty", "no samples", "silent", "short", "raw"])
 def test_a_bad_recording_is_refused_with_the_line_of_the_command(
     server, networks, tmp_path, monkeypatch, run_cli, kind
 ):
@@ -138,6 +138,13 @@ def test_a_bad_recording_is_refused_with_the_line_of_the_command(
     status, _, answer = send(server, "/look", {"audio": sent(name)})
     assert status == 422
     assert f"predict.py: error: {answer['error']}\n" == errors
+
+
+def test_a_file_for_predict_is_not_for_the_page(tmp_path, networks, run_cli):
+    (tmp_path / "student.onnx").write_bytes(b"")
+    code, _, errors = run_cli(app.main, "--checkpoint", tmp_path / "student.onnx")
+    assert code == 2
+    assert "student.onnx: an ONNX file goes to predict.py" in errors
 
 
 def test_a_bad_picture_is_refused_by_name(server, rooms, tmp_path):

@@ -48,6 +48,14 @@ def test_a_data_set_in_order_is_recognised_and_has_no_problem(name, tmp_path, ru
     assert files_in(root) == before
 
 
+def test_one_location_is_not_taken_for_another_data_set(tmp_path, run_cli):
+    root = write_batvision_v2(tmp_path / "data")
+    for flags in ((), ("--dataset", "batvisionv2")):
+        code, _, errors = run_cli(check_dataset.main, root / "Hall", *flags, *HERE)
+        assert code == 2
+        assert f"{root}/Hall is one location of BatVision V2; give its parent folder, {root}\n" in errors
+
+
 def test_rooms_are_recognised_and_none_is_simulated(rooms, tmp_path, run_cli):
     code, out, _ = run_cli(check_dataset.main, rooms, "--num_workers", 1)
     assert code == 0

@@ -544,7 +544,7 @@ def test_defaults_by_data_set(v2, v1):
     assert {name: data_set.default_dir for name, data_set in DATASETS.items()} == {
         "batvisionv1": "data/BatvisionV1",
         "batvisionv2": "data/BatvisionV2",
-        "nyu": "data/NYU",
+        "nyu": "data/nyu",
         "simulated": "data/SimulatedRooms",
         "images": "data/images",
     }

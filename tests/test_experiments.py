@@ -170,12 +170,15 @@ def test_what_ends_the_experiments_ends_their_trainings(tmp_path, rooms, stop):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(running := [log.read_text() for log in tmp_path.glob("logs/*.txt")]) < 2 or not all(running):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(stop)
-    out, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 300
+        while len(running := [log.read_text() for log in tmp_path.glob("logs/*.txt")]) < 2 or not all(running):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(stop)
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     deadline = time.monotonic() + 30
     while any(Path("/proc", pid.split()[0]).exists() for pid in running):
         assert time.monotonic() < deadline, "a training outlives the experiments"

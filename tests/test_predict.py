@@ -13,9 +13,10 @@ from PIL import Image
 
 import predict
 from dataloaders import create_dataset
+from dataloaders.transforms import check_recording
 from models import MODELS, create_model
 from models.base import normalize_imagenet
-from training import loop
+from training import loop, options
 from training.checkpoint import save_model
 
 SIZE = 32
@@ -199,6 +200,44 @@ def test_a_broken_file_does_not_stop_the_others(ears, recordings, tmp_path, run_
     assert sorted(path.stem for path in out.glob("*.npy")) == ["audio_1", "audio_10"]
 
 
+def test_what_a_folder_holds_beside_its_recordings_is_named(ears, recordings, tmp_path, run_cli):
+    recording(recordings / "more.flac")
+    (recordings / "monday").mkdir()
+    recording(recordings / "monday/audio_3.wav")
+    (recordings / "notes.txt").write_text("nothing to hear")
+    code, out, _ = run_cli(predict.main, "--checkpoint", ears, "--audio", recordings, "--output", tmp_path / "out")
+    assert code == 0
+    assert "3 files are predicted, not monday/, more.flac: .wav directly in the folder alone" in out
+    assert "notes" not in out
+
+
+@pytest.mark.parametrize(("samples", "fails"), [(1500, True), (1556, False)])
+def test_a_recording_must_last_for_half_of_what_is_heard(ears, tmp_path, run_cli, samples, fails):
+    path = recording(tmp_path / "a.wav", seconds=samples / 44_100)  # of 3112, the echoes of 12 m
+    code, _, errors = run_cli(predict.main, "--checkpoint", ears, "--audio", path, "--output", tmp_path / "out")
+    assert code == (2 if fails else 0)
+    assert ("a.wav: the sound lasts 34.0 ms, less than half of the 70.6 ms" in errors) is fails
+
+
+def test_nothing_that_sounds_has_no_depth():
+    hum = torch.full((2, 4000), 0.25)  # an offset of the converter is no sound either
+    preprocessing = {"audio_samples": 3112, "max_depth": 12.0}
+    for wave in (0 * hum, hum):
+        with pytest.raises(predict.DataError, match="silent"):
+            check_recording(wave, preprocessing)
+    hum[1, 17] += 1e-4
+    check_recording(hum, preprocessing)
+
+
+def test_an_answer_on_a_cpu_is_in_float32_unless_it_is_asked_otherwise(monkeypatch):
+    args = predict.create_parser().parse_args(["--checkpoint", "a.pth", "--output", "out"])
+    options.settle_precision(args)
+    assert args.precision == ("auto" if torch.cuda.is_available() else "32")
+    args.precision = "bf16"
+    options.settle_precision(args)
+    assert args.precision == "bf16"
+
+
 @pytest.mark.parametrize("kind", ["mono", "truncated", "empty", "text", "missing"])
 def test_a_single_broken_file(ears, tmp_path, run_cli, kind):
     out = tmp_path / "out"
@@ -224,10 +263,11 @@ def test_an_empty_folder(ears, tmp_path, run_cli):
 @pytest.mark.parametrize(
     ("network", "given", "named"),
     [
-        ("eyes", ["audio"], "--audio"),
+        ("eyes", ["audio"], "--audio has no effect"),
         ("eyes", [], "--rgb"),
         ("ears", [], "--audio"),
         ("ears", ["audio", "rgb"], "--rgb"),
+        ("ears", ["rgb"], "--rgb"),
         ("both", ["audio"], "--rgb"),
         ("eyes", ["rgb", "resample"], "--resample"),
     ],

@@ -195,7 +195,7 @@ def test_what_is_sent_to_the_workers_too_ends_a_run_in_one_line(rooms, tmp_path,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while time.time() < deadline and not (tmp_path / "checkpoints/e/last.pth").is_file():
         time.sleep(0.05)
     os.killpg(process.pid, stop)  # as a terminal, timeout(1) or a scheduler does
