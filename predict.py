@@ -199,15 +199,17 @@ def find_files(path: Path, suffixes: frozenset[str]) -> list[Path]:
     wanted = " ".join(sorted(suffixes))
     if not names:
         raise DataError(f"{path} holds no file that ends in {wanted}")
-    others = [
-        f"{entry.name}/" if entry.is_dir() else entry.name
-        for entry in entries
-        if any(below.suffix.lower() in suffixes for below in entry.rglob("*")) or entry.suffix.lower() in SOUNDS
-    ]
-    if others and suffixes == FILES["audio"]:
-        shown = ", ".join(natural_order(others)[:NAMED]) + ", ..." * (len(others) > NAMED)
+    if suffixes == FILES["audio"] and (others := passed_over(entries)):
+        shown = ", ".join(others[:NAMED]) + ", ..." * (len(others) > NAMED)
         tqdm.write(f"{path}: {len(names)} files are predicted, not {shown}: {wanted} directly in the folder alone")
     return [path / name for name in natural_order(names)]
+
+
+def passed_over(entries: Sequence[Path]) -> list[str]:
+    """Return what somebody may have meant to be heard too: sound of other formats, and folders that hold recordings."""
+    folders = [entry for entry in entries if entry.is_dir()]
+    deeper = [f"{folder.name}/" for folder in folders if next(folder.rglob("*.wav"), None)]
+    return list(natural_order([*deeper, *(entry.name for entry in entries if entry.suffix.lower() in SOUNDS)]))
 
 
 def picture_of(recording: Path, pictures: Sequence[Path]) -> Path:

@@ -28,6 +28,7 @@ from training.run_log import read_csv
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 SHOWN = ("abs_rel", "delta1")  # means beside the RMSE
 
@@ -130,7 +131,7 @@ def draw_curves(scores: Mapping[str, Scores]) -> bytes:
         axis.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), alpha=0.15, color=colors(number % 20))
     axis.set_xlabel("epoch")
     axis.set_ylabel("validation RMSE [m]")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))  # no line is under it
     return _png(figure)
 

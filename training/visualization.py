@@ -62,7 +62,7 @@ def save_grid(
             axis.set_yticks([])
             _draw(figure, axis, kind, maps[row], worst if kind == "error" else deepest)
             if kind == "audio" and sound is not None:
-                _scale_ears(axis, *maps[row].shape[-2:], sound)
+                _scale_ears(axis, maps[row].shape[-2], maps[row].shape[-1], sound)
             if row == 0:
                 axis.set_title(wrap_heading(heading), fontsize=9)
         axes[row, 0].set_ylabel("\n".join(filter(None, (row_titles[row], axes[row, 0].get_ylabel()))), fontsize=8)
