@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from errors import CheckpointError, OptionError
-from training import loop
+from training import loop, optimizers
 from training.checkpoint import FORMAT, load_weights, save_checkpoint
 from training.engine import resolve_precision, synchronize_batch_norm
 from training.experiment import Experiment, Start
@@ -229,7 +229,7 @@ def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:
     options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
     if args.optimizer == "SGD":
         return torch.optim.SGD(groups, momentum=0.9, **options)
-    return getattr(torch.optim, args.optimizer)(groups, **options)
+    return getattr(optimizers, args.optimizer)(groups, **options)
 
 
 def learning_rate_factor(
