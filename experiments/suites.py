@@ -195,7 +195,10 @@ def ladder(setting: Setting) -> Suite:
         make.adabins("AdaBins distillation"),
         make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
     ]
-    wide = make.audio(what="audio alone, wide", width=make.preset.wide)
+    alone = [
+        make.audio(what="audio alone, smoothness and edges", loss=()),
+        make.audio(what="audio alone, wide", width=make.preset.wide),
+    ]
     others = [
         make.baseline("unet_baseline"),
         make.baseline("base_residual"),
@@ -203,8 +206,8 @@ def ladder(setting: Setting) -> Suite:
     both = [make.baseline("multimodal_fusion"), make.teacher()]
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, wide, *others, *both],
-        {row.name: control.name for row in (*students, wide, *others)},
+        [control, *students, *alone, *others, *both],
+        {row.name: control.name for row in (*students, *alone, *others)},
     )
 
 

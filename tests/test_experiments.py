@@ -187,7 +187,7 @@ def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):
         "--dry_run",
     )
     assert code == 0
-    assert len([shlex.split(line) for line in out.splitlines()]) == 11, "of whom the network that sees teaches three"
+    assert len([shlex.split(line) for line in out.splitlines()]) == 12, "of whom the network that sees teaches three"
     assert not (tmp_path / "r").exists()
 
 
