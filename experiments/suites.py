@@ -219,15 +219,15 @@ def labels(setting: Setting) -> Suite:
     control: dict[str, str] = {}
     for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
         alone = make.audio(fraction) if fraction else None
-        taught = [make.taught("taught by RGB of the same labels", fraction=fraction)] if fraction else []
+        taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
         if other is not None:
-            taught.append(make.taught("taught by RGB of other rooms", fraction=fraction, teacher=other))
+            taught.append(make.taught("depth distillation by RGB of other rooms", fraction=fraction, teacher=other))
         unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
         rows += [*([alone] if alone else []), *taught, *unet]
         control |= {row.name: alone.name for row in (*taught, *unet) if alone}
     if other is not None:  # an ear without a label, held against one that had them all
         rows.append(other)
-        control[make.name("taught by RGB of other rooms", 0.0)] = make.audio(1.0).name
+        control[make.name("depth distillation by RGB of other rooms", 0.0)] = make.audio(1.0).name
     return Suite("How many labels the teaching replaces", rows, control)
 
 
