@@ -88,7 +88,8 @@ class Setting:
     Attributes:
         preset: sizes and lengths.
         steps: batches of an epoch, the same for few labels as for many.
-        other_data: flags of the data on which a teacher with all labels of its own is trained; None: there is none.
+        other_data: flags of other data, the folder last: a teacher learns on all of its labels, or its pairs are added
+            to a student's without their depth; None: there is none.
         other_location: one that is kept for the test; None: there is none.
         other_test: flags of another data set to be tested on; None: there is none.
     """
@@ -220,8 +221,11 @@ def labels(setting: Setting) -> Suite:
     for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
         alone = make.audio(fraction) if fraction else None
         taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
-        if other is not None:
+        if setting.other_data is not None:
             taught.append(make.taught("depth distillation by RGB of other rooms", fraction=fraction, teacher=other))
+            if fraction in (0.1, 1.0):
+                pairs = ("--pairs_dir", setting.other_data[-1])
+                taught.append(make.taught("depth distillation, more pairs", *pairs, fraction=fraction))
         unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
         rows += [*([alone] if alone else []), *taught, *unet]
         control |= {row.name: alone.name for row in (*taught, *unet) if alone}

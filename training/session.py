@@ -320,7 +320,8 @@ def changes(args: argparse.Namespace, fabric: Fabric, start: Start) -> list[str]
     before = {**start.checkpoint["args"], **{key: start.checkpoint.get(key) for key in machine(args, fabric)}}
     now = {**plain_arguments(args), **machine(args, fabric)}
     for settings in (before, now):  # where the cache lies changes nothing; whether there is one rounds spectrograms
-        settings["cache_dir"] = "given" if settings.get("cache_dir") else None
+        for folder in ("cache_dir", "pairs_dir"):
+            settings[folder] = "given" if settings.get(folder) else None
     differing = [
         f"{key} {before.get(key)} -> {now[key]}"
         for key in sorted(now)
