@@ -44,7 +44,7 @@ FEATURE_DEFAULTS: dict[str, Any] = {
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    options.add_data_options(parser, hears=True)
+    options.add_data_options(parser, hears=True, takes_pairs=True)
     group = parser.add_argument_group("teacher and student")
     group.add_argument(
         "--teacher_checkpoint",
@@ -107,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     fabric = create_fabric(args)
     teacher, checkpoint = load_model(args.teacher_checkpoint)
     data, loading = options.dataset_options(args), options.loader_options(args, fabric)
-    datasets, loaders = create_training_data(DistillationTask.needs, data, **loading, only_labelled=False)
+    datasets, loaders = create_training_data(
+        DistillationTask.needs, data, args.pairs_dir, **loading, only_labelled=False
+    )
     notes = check_teacher(args, teacher, checkpoint, datasets["train"].preprocessing)
     response = create_response(args, teacher, datasets["train"])
     seed_weights(args.seed)  # here, so that the student begins as it would without a teacher

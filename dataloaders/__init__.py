@@ -20,6 +20,7 @@ from dataloaders.batvision import BatVisionV1, BatVisionV2, refuse_location
 from dataloaders.crops import CropRule
 from dataloaders.images import Images
 from dataloaders.loaders import EpochBatchSampler, collate, create_loader, create_loaders
+from dataloaders.more_pairs import WithMorePairs
 from dataloaders.nyu import NYU
 from dataloaders.problems import KINDS, Problem
 from dataloaders.readers import HeldFile, Source, read_image, read_wav
@@ -52,6 +53,7 @@ __all__ = [
     "HeldFile",
     "Problem",
     "Source",
+    "WithMorePairs",
     "clean_depth",
     "collate",
     "create_dataset",
@@ -132,18 +134,28 @@ def find_dataset(folder: str | Path) -> str:
 
 
 def create_training_data(
-    modalities: Collection[str], dataset: Mapping[str, Any], **loading: Any
-) -> tuple[dict[str, DepthDataset], dict[str, DataLoader]]:
+    modalities: Collection[str], dataset: Mapping[str, Any], pairs_dir: str | Path | None = None, **loading: Any
+) -> tuple[dict[str, Any], dict[str, DataLoader]]:
     """Make the splits ``train`` and ``val`` of a data set, and their loaders.
 
     Args:
         modalities: what is loaded of each sample.
         dataset: the other arguments of :func:`create_dataset`.
+        pairs_dir: a folder like the data set's, whose training pairs are added to ``train`` without their depth.
         loading: the arguments of :func:`create_loaders`.
+
+    Returns:
+        The data sets by split, ``train`` a :class:`WithMorePairs` where there is a ``pairs_dir``; and the loaders.
 
     Raises:
         OptionError: as :func:`create_dataset` and :func:`create_loader` do.
         DataError: likewise.
     """
-    datasets = {split: create_dataset(**dataset, split=split, modalities=modalities) for split in ("train", "val")}
-    return datasets, create_loaders(datasets, **loading)
+    splits: dict[str, Any] = {
+        split: create_dataset(**dataset, split=split, modalities=modalities) for split in ("train", "val")
+    }
+    if pairs_dir is not None:
+        others = {**dataset, "dataset_dir": pairs_dir, "holdout_location": None, "label_fraction": 0.0}
+        more = create_dataset(**others, split="train", modalities=modalities)
+        splits["train"] = WithMorePairs(splits["train"], more)
+    return splits, create_loaders(splits, **loading)

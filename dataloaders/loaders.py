@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from dataloaders.base import DepthDataset
+from dataloaders.more_pairs import WithMorePairs
 from dataloaders.sample_cache import SampleCache
 from dataloaders.workers import start_worker, usable_workers
 from errors import DataError, OptionError
@@ -133,7 +134,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def create_loader(
-    dataset: DepthDataset,
+    dataset: DepthDataset | WithMorePairs,
     batch_size: int,
     *,
     shuffle: bool,
@@ -185,8 +186,9 @@ def create_loader(
         steps=steps,
     )
     num_workers = usable_workers(num_workers)
-    if dataset.cache_dir is not None and dataset.cache is None:
-        dataset.cache = SampleCache(dataset.cache_dir, dataset, num_workers)
+    for part in dataset.parts if isinstance(dataset, WithMorePairs) else (dataset,):
+        if part.cache_dir is not None and part.cache is None:
+            part.cache = SampleCache(part.cache_dir, part, num_workers)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -202,7 +204,7 @@ def create_loader(
 
 
 def create_loaders(
-    datasets: Mapping[str, DepthDataset],
+    datasets: Mapping[str, DepthDataset | WithMorePairs],
     batch_size: int,
     *,
     seed: int = 0,

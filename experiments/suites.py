@@ -88,7 +88,8 @@ class Setting:
     Attributes:
         preset: sizes and lengths.
         steps: batches of an epoch, the same for few labels as for many.
-        other_data: flags of the data on which a teacher with all labels of its own is trained; None: there is none.
+        other_data: flags of other data, the folder last: a teacher learns on all of its labels, or its pairs are added
+            to a student's without their depth; None: there is none.
         other_location: one that is kept for the test; None: there is none.
         other_test: flags of another data set to be tested on; None: there is none.
     """
@@ -117,9 +118,7 @@ class Suite:
     evaluate: tuple[str, ...] = ()
 
 
-# How the student is trained, with a teacher and without. The suite ``ablation`` has the other choices.
-TASK = ("--task_loss", "l1_rmse")
-RESPONSE = ("--response_loss", "l1_rmse")
+# A control lacks the teaching and nothing else. Taught students have no smoothness and no edges in their loss.
 PLAIN = ("--lambda_smooth", "0", "--lambda_edge", "0")
 FEATURES = ("--lambda_feat", "0.1", "--feature_loss", "mse", "--feature_levels", "d1", "d2", "d3")
 
@@ -160,24 +159,15 @@ class Rows:
         fraction: float = 1.0,
         what: str = "audio alone",
         width: tuple[str, ...] = (),
-        loss: tuple[str, ...] = (*TASK, *PLAIN),
+        loss: tuple[str, ...] = PLAIN,
     ) -> Run:
         """The audio student on its own: the loss of a taught one, without its teacher."""
         command = ("train_binaural_attention.py", *(width or self.preset.student), *self.labels(fraction), *loss)
         return Run(self.name(what, fraction), command, self.epochs)
 
-    def taught(
-        self,
-        what: str,
-        *flags: str,
-        fraction: float = 1.0,
-        teacher: Run | None = None,
-        task: tuple[str, ...] = TASK,
-        response: tuple[str, ...] = RESPONSE,
-    ) -> Run:
+    def taught(self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None) -> Run:
         """The audio student under a teacher."""
-        losses = (*(task if fraction else ()), *response)
-        command = ("train_distillation.py", *self.preset.student, *self.labels(fraction), *losses, *flags)
+        command = ("train_distillation.py", *self.preset.student, *self.labels(fraction), *flags)
         return Run(self.name(what, fraction), command, self.epochs, teacher=teacher or self.teacher(fraction))
 
     def baseline(
@@ -206,17 +196,19 @@ def ladder(setting: Setting) -> Suite:
         make.adabins("AdaBins distillation"),
         make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
     ]
-    wide = make.audio(what="audio alone, wide", width=make.preset.wide)
+    alone = [
+        make.audio(what="audio alone, smoothness and edges", loss=()),
+        make.audio(what="audio alone, wide", width=make.preset.wide),
+    ]
     others = [
         make.baseline("unet_baseline"),
-        make.baseline("unet_baseline", *TASK, what="unet baseline, the student's loss"),
         make.baseline("base_residual"),
     ]
     both = [make.baseline("multimodal_fusion"), make.teacher()]
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, wide, *others, *both],
-        {row.name: control.name for row in (*students, wide, *others)},
+        [control, *students, *alone, *others, *both],
+        {row.name: control.name for row in (*students, *alone, *others)},
     )
 
 
@@ -228,15 +220,18 @@ def labels(setting: Setting) -> Suite:
     control: dict[str, str] = {}
     for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
         alone = make.audio(fraction) if fraction else None
-        taught = [make.taught("taught by RGB of the same labels", fraction=fraction)] if fraction else []
-        if other is not None:
-            taught.append(make.taught("taught by RGB of other rooms", fraction=fraction, teacher=other))
+        taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
+        if setting.other_data is not None:
+            taught.append(make.taught("depth distillation by RGB of other rooms", fraction=fraction, teacher=other))
+            if fraction in (0.1, 1.0):
+                pairs = ("--pairs_dir", setting.other_data[-1])
+                taught.append(make.taught("depth distillation, more pairs", *pairs, fraction=fraction))
         unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
         rows += [*([alone] if alone else []), *taught, *unet]
         control |= {row.name: alone.name for row in (*taught, *unet) if alone}
     if other is not None:  # an ear without a label, held against one that had them all
         rows.append(other)
-        control[make.name("taught by RGB of other rooms", 0.0)] = make.audio(1.0).name
+        control[make.name("depth distillation by RGB of other rooms", 0.0)] = make.audio(1.0).name
     return Suite("How many labels the teaching replaces", rows, control)
 
 
@@ -245,20 +240,20 @@ def ablation(setting: Setting) -> Suite:
     make = Rows(setting, setting.preset.short)
     few = 0.1
 
-    def taught(what: str, *flags: str, task: tuple[str, ...] = TASK, response: tuple[str, ...] = RESPONSE) -> Run:
-        return make.taught(what, *flags, fraction=few, task=task, response=response)
+    def taught(what: str, *flags: str) -> Run:
+        return make.taught(what, *flags, fraction=few)
 
     full = taught("full", *FEATURES)
     rows = [
         full,
         taught("without features"),
-        taught("without depth maps", *FEATURES, "--lambda_kd", "0", response=()),
-        taught("without labels", *FEATURES, "--lambda_task", "0", task=()),
+        taught("without depth maps", *FEATURES, "--lambda_kd", "0"),
+        taught("without labels", *FEATURES, "--lambda_task", "0"),
         taught("full, adaptive", *FEATURES, "--schedule", "adaptive"),
-        taught("labels l1", *FEATURES, task=()),
+        taught("labels l1_rmse", *FEATURES, "--task_loss", "l1_rmse"),
         *(
-            taught(f"response {kind}", *FEATURES, response=("--response_loss", kind))
-            for kind in ("l1", "rmse", "mse", "silog", "ssi")
+            taught(f"response {kind}", *FEATURES, "--response_loss", kind)
+            for kind in ("l1_rmse", "mse", "silog", "ssi")
         ),
         *(
             taught(f"features {kind}", "--lambda_feat", weight, "--feature_loss", kind, *FEATURES[4:])
@@ -281,9 +276,8 @@ def ablation(setting: Setting) -> Suite:
     ]
     alone = make.audio(few)
     audio_rows = [
-        make.audio(few, "audio alone, l1", loss=PLAIN),
-        make.audio(few, "audio alone, rmse", loss=("--task_loss", "rmse", *PLAIN)),
-        make.audio(few, "audio alone, smoothness and edges", loss=TASK),
+        make.audio(few, "audio alone, l1_rmse", loss=("--task_loss", "l1_rmse", *PLAIN)),
+        make.audio(few, "audio alone, smoothness and edges", loss=()),
     ]
     control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
     control |= {row.name: alone.name for row in (*audio_rows, full, bins)}

@@ -13,6 +13,7 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 from errors import OptionError
+from training.machine import keep_freed_memory
 
 FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -32,6 +33,8 @@ class Autocast(MixedPrecision):
 def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
     """Start the processes that the flags (or torchrun, or SLURM) ask for, and return this one's Fabric.
 
+    On a CPU they keep the memory that they free (:func:`training.machine.keep_freed_memory`).
+
     ``--gpu_ids 0,1`` starts one process per GPU. Under torchrun the number of devices is torchrun's: Fabric on its own
     would make every process a rank 0, and all would write the same files.
 
@@ -41,6 +44,8 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
     """
     use_cuda = torch.cuda.is_available() and getattr(args, "device", None) != "cpu"
     device = "cuda" if use_cuda else "cpu"
+    if not use_cuda:
+        keep_freed_memory()
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     devices: list[int] | int = local_world_size or (args.gpu_ids or [0] if use_cuda else 1)
     processes = (devices if isinstance(devices, int) else len(devices)) * getattr(args, "num_nodes", 1)

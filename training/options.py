@@ -96,8 +96,13 @@ def create_parser(description: str) -> argparse.ArgumentParser:
     )
 
 
-def add_data_options(parser: argparse.ArgumentParser, *, dataset: str = "batvisionv2", hears: bool = False) -> None:
-    """Add what decides which samples a script trains on; ``hears``: also how echoes become spectrograms."""
+def add_data_options(
+    parser: argparse.ArgumentParser, *, dataset: str = "batvisionv2", hears: bool = False, takes_pairs: bool = False
+) -> None:
+    """Add what decides which samples a script trains on.
+
+    ``hears``: also how echoes become spectrograms; ``takes_pairs``: also a folder of pairs without depth.
+    """
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=sorted(DATASETS), default=dataset, help="simulated needs no download")
     group.add_argument(
@@ -130,6 +135,13 @@ def add_data_options(parser: argparse.ArgumentParser, *, dataset: str = "batvisi
         "--label_fraction", type=fraction, default=1.0, metavar="F", help="share of training pairs with depth"
     )
     group.add_argument("--label_seed", type=non_negative_int, default=0, metavar="N", help="draws the labelled pairs")
+    if takes_pairs:
+        group.add_argument(
+            "--pairs_dir",
+            type=Path,
+            metavar="DIR",
+            help="a second folder of the data set's format: its training pairs are added, and their depth is not read",
+        )
     group.add_argument("--augment", action="store_true", help="mirror image, depth and ears together; jitter RGB")
     if hears:
         add_audio_options(group)

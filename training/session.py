@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from errors import CheckpointError, OptionError
-from training import loop
+from training import loop, optimizers
 from training.checkpoint import FORMAT, load_weights, save_checkpoint
 from training.engine import resolve_precision, synchronize_batch_norm
 from training.experiment import Experiment, Start
@@ -251,7 +251,7 @@ def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:
     options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
     if args.optimizer == "SGD":
         return torch.optim.SGD(groups, momentum=0.9, **options)
-    return getattr(torch.optim, args.optimizer)(groups, **options)
+    return getattr(optimizers, args.optimizer)(groups, **options)
 
 
 def learning_rate_factor(
@@ -343,7 +343,8 @@ def changes(args: argparse.Namespace, fabric: Fabric, start: Start) -> list[str]
     before = {**start.checkpoint["args"], **{key: start.checkpoint.get(key) for key in machine(args, fabric)}}
     now = {**plain_arguments(args), **machine(args, fabric)}
     for settings in (before, now):  # where the cache lies changes nothing; whether there is one rounds spectrograms
-        settings["cache_dir"] = "given" if settings.get("cache_dir") else None
+        for folder in ("cache_dir", "pairs_dir"):
+            settings[folder] = "given" if settings.get(folder) else None
     differing = [
         f"{key} {before.get(key)} -> {now[key]}"
         for key in sorted(now)

@@ -1,0 +1,89 @@
+"""More pairs of picture and echo behind a training split: what they are, and that their depth teaches nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+import train_distillation
+import train_rgb_depth
+from dataloaders import WithMorePairs, create_dataset, create_training_data
+from errors import OptionError
+from training.checkpoint import load_checkpoint
+
+SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0)
+
+
+@pytest.fixture(scope="module")
+def other_rooms(tmp_path_factory):
+    import simulation
+
+    folder = tmp_path_factory.mktemp("other") / "rooms"
+    simulation.write_dataset(folder, train=5, val=2, test=0, image_size=32, seed=7, workers=1, progress=False)
+    return folder
+
+
+def split(folder, **options):
+    return create_dataset("simulated", folder, "train", 32, augment=True, seed=3, **options)
+
+
+def test_the_pairs_of_the_second_follow_those_of_the_first_and_have_lost_their_depth(rooms, other_rooms):
+    first, more = split(rooms, label_fraction=0.5), split(other_rooms, label_fraction=0.0)
+    both = WithMorePairs(first, more)
+    assert len(both) == 17 and both.ids == first.ids + more.ids
+    assert both.labelled.sum() == 6 and not both.labelled[12:].any()
+    for index, part, inner in ((2, first, 2), (12, more, 0), (-1, more, 4)):
+        sample, expected = both[(4, index)], part[(4, inner)]
+        assert sample["index"] == index % 17
+        assert all(torch.equal(sample[key], expected[key]) for key in ("audio", "rgb", "depth"))
+    assert both[14]["depth"].abs().sum() == 0 < split(other_rooms)[2]["depth"].abs().sum()
+    with pytest.raises(IndexError):
+        both[17]
+
+
+def test_loaders_draw_all_pairs_or_the_labelled_ones_and_each_part_has_its_cache(rooms, other_rooms, tmp_path):
+    data = {"name": "simulated", "dataset_dir": rooms, "image_size": 32, "cache_dir": tmp_path}
+    for only_labelled, drawn in ((False, 17), (True, 12)):
+        splits, loaders = create_training_data(
+            {"audio", "rgb", "depth"}, data, other_rooms, batch_size=1, num_workers=0, only_labelled=only_labelled
+        )
+        indices = torch.cat([batch["index"] for batch in loaders["train"]])
+        assert sorted(indices.tolist()) == list(range(drawn))
+        assert all(part.cache is not None for part in splits["train"].parts)
+        assert len(splits["val"]) == 4, "the second folder's validation pairs are not looked at"
+
+
+def test_pairs_that_are_prepared_otherwise_are_refused(rooms, other_rooms):
+    first = split(rooms)
+    wide = create_dataset("simulated", other_rooms, "train", 64)
+    with pytest.raises(OptionError, match="--pairs_dir"):
+        WithMorePairs(first, wide)
+
+
+def test_a_student_is_taught_on_them_and_their_depth_changes_nothing(rooms, other_rooms, tmp_path, run_cli):
+    code, _, err = run_cli(
+        train_rgb_depth.main, "--dataset", "simulated", "--dataset_dir", rooms, *SMALL, "--nb_epochs", 1,
+        "--output_dir", tmp_path, "--experiment_name", "eye",
+    )  # fmt: skip
+    assert code == 0, err
+    maps = sorted(other_rooms.rglob("*/depth/*.npy"))
+    assert maps
+
+    def train(name, *more):
+        code, out, err = run_cli(
+            train_distillation.main, "--dataset", "simulated", "--dataset_dir", rooms, *SMALL, "--nb_epochs", 2,
+            "--attention_levels", 5, "--output_dir", tmp_path, "--experiment_name", name,
+            "--teacher_checkpoint", tmp_path / "checkpoints/eye/best_model.pth", *more,
+        )  # fmt: skip
+        assert code == 0, err
+        return out, load_checkpoint(tmp_path / f"checkpoints/{name}/last.pth")
+
+    out, with_pairs = train("more", "--pairs_dir", other_rooms)
+    assert "12 of 17 training pairs have depth" in out
+    _, without = train("fewer")
+    assert (with_pairs["step"], without["step"]) == (8, 6)
+    for path in maps:
+        depth = np.load(path)
+        np.save(path, (depth // 2).astype(depth.dtype))
+    _, again = train("again", "--pairs_dir", other_rooms)
+    first, second = (state["model_state_dict"] for state in (with_pairs, again))
+    assert all(torch.equal(first[key], second[key]) for key in first)
