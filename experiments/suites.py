@@ -18,9 +18,8 @@ class Preset:
         wide: those of one that is larger.
         teacher: width and rate of the one that sees.
         unet: width and rate of the U-Net baseline, chosen on the validation samples by the suite ``tune``.
-        epochs: of a run.
+        epochs: of a run, and of every teacher.
         short: of a run in the suites that hold many beside each other.
-        teacher_epochs: of a teacher.
         n_bins: of AdaBins.
     """
 
@@ -31,7 +30,6 @@ class Preset:
     unet: tuple[str, ...]
     epochs: int
     short: int
-    teacher_epochs: int
     n_bins: int = 128
 
 
@@ -44,7 +42,6 @@ PRESETS = {
         unet=("--base_channels", "32", "--learning_rate", "0.002"),
         epochs=36,
         short=12,
-        teacher_epochs=24,
         n_bins=64,
     ),
     "gpu": Preset(
@@ -55,7 +52,6 @@ PRESETS = {
         unet=("--base_channels", "64", "--learning_rate", "0.002"),
         epochs=60,
         short=20,
-        teacher_epochs=60,
     ),
     "paper": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
@@ -65,7 +61,6 @@ PRESETS = {
         unet=("--base_channels", "64", "--learning_rate", "0.002"),
         epochs=200,
         short=60,
-        teacher_epochs=200,
     ),
 }
 SMOKE = Preset(
@@ -76,7 +71,6 @@ SMOKE = Preset(
     unet=("--base_channels", "4", "--learning_rate", "0.002"),
     epochs=2,
     short=2,
-    teacher_epochs=2,
     n_bins=8,
 )
 
@@ -145,14 +139,15 @@ class Rows:
     def teacher(self, fraction: float = 1.0) -> Run:
         """A network that sees, of the same rooms and labels."""
         command = ("train_rgb_depth.py", *self.preset.teacher, *self.labels(fraction))
-        return Run(f"RGB, {100 * fraction:g} % labels", command, self.preset.teacher_epochs)
+        return Run(f"RGB, {100 * fraction:g} % labels, {self.preset.epochs} epochs", command, self.preset.epochs)
 
     def other_teacher(self) -> Run | None:
         """A network that sees, of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
         command = ("train_rgb_depth.py", *self.preset.teacher)
-        return Run("RGB, other rooms", command, self.preset.teacher_epochs, data=self.setting.other_data)
+        name = f"RGB, other rooms, {self.preset.epochs} epochs"
+        return Run(name, command, self.preset.epochs, data=self.setting.other_data)
 
     def audio(
         self,
