@@ -10,7 +10,7 @@ OTHER_ROOMS := data/DemoTeacherRooms
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-app slow faults check lint clean-demo
+.PHONY: help install demo test test-app slow faults benchmarks check lint clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -60,6 +60,18 @@ slow: install  ## the tests that take minutes: compiled steps
 
 faults: install  ## kill every script hundreds of times: nothing may be lost; the table of docs/RELIABILITY.md
 	$(RUN) tests/faults/kill.py
+
+# Where seconds count: on a machine on which nothing else runs.
+MEASURED := results/benchmarks
+
+benchmarks: install  ## measure the speed of this machine: tables, and JSON in results/benchmarks; half an hour or more
+	$(RUN) benchmarks/bench_training.py --model rgb_depth --base_channels 64 --image_size 128 --batch_size 4 \
+	  --precision bf16 32 --json $(MEASURED)/training.json
+	$(RUN) benchmarks/bench_distill_any_depth.py --json $(MEASURED)/distill_any_depth.json
+	$(RUN) benchmarks/bench_inference.py --attention_levels 4 5 --compile --json $(MEASURED)/inference.json
+	$(RUN) benchmarks/bench_data.py --json $(MEASURED)/data.json
+	$(RUN) benchmarks/bench_simulation.py --json $(MEASURED)/simulation.json
+	$(RUN) benchmarks/bench_scaling.py --json $(MEASURED)/scaling.json
 
 check: lint test  ## linters, types and tests: what a change must pass
 

@@ -63,17 +63,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = measure.device()
     settings = vars(args)
     apart = losses_apart(settings)
-    steps = {"naive": naive_step(settings), "ours": our_step(settings)}
+    steps = {"naive": measure.Apart(naive_step, settings), "ours": measure.Apart(our_step, settings)}
     seconds = measure.take_turns(steps, args.rounds, device)
-    del steps
+    for step in steps.values():
+        step.end()
     row = {
         "teacher": args.teacher,
         "student": args.student,
         "naive [s]": statistics.median(seconds["naive"]),
         "ours [s]": statistics.median(seconds["ours"]),
         "ratio": measure.ratio(seconds["naive"], seconds["ours"]),
-        "naive [GiB]": measure.memory_of(naive_step, settings) / 2**30,
-        "ours [GiB]": measure.memory_of(our_step, settings) / 2**30,
+        "naive [GiB]": steps["naive"].memory / 2**30,
+        "ours [GiB]": steps["ours"].memory / 2**30,
         "losses apart, float32": apart,
     }
     measure.report(args, [row], ratio=row["ratio"], losses_apart=apart)

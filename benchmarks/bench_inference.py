@@ -3,35 +3,50 @@
     python benchmarks/bench_inference.py --checkpoint checkpoints/student/best_model.pth
     python benchmarks/bench_inference.py --model binaural_attention --base_channels 16 --attention_levels 4 5
 
-Each as plain PyTorch runs it (float32, NCHW), channels last under ``--precision auto``, and compiled (``--compile``),
-at batch 1 and 32. "times as fast": the time of plain unet_256 (64 channels, as published) over the row's, at the same
-batch. Preprocessing is not in it: it is the same for both.
+Both as plain PyTorch runs them (float32, NCHW), channels last under ``--precision auto``, compiled (``--compile``),
+and in ONNX Runtime as ``export.py`` writes them, in float32 and in 8 bits, at batch 1 and 32. "of unet_256's": the time
+over that of unet_256 (64 channels, as published) run in the same way; the last lines are of the fastest way of each.
+Preprocessing is not in it: it is the same for both. The ranges of 8 bits are taken from noise: the answers are worth
+nothing, the time is that of any weights. All ways keep the memory that they free, as the scripts of this toolkit do.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import export
 from benchmarks import measure
+from dataloaders.transforms import cut_samples
 from errors import OptionError, run_script
-from models import MODELS, DepthModel, create_model
+from models import MODELS, DepthModel, create_model, onnx_file
 from models.base import INPUT_CHANNELS
+from models.onnx_file import OnnxNetwork
 from training import options
 from training.checkpoint import load_model
 from training.engine import resolve_precision
+from training.machine import keep_freed_memory
 
-REFERENCE = "unet_256, plain"
+REFERENCE = "unet_256"
 BATCHES = (1, 32)
+PLAIN, COMPILED = "PyTorch, float32", "PyTorch, compiled"
+ONNX = {"ONNX Runtime, float32": "float32", "ONNX Runtime, int8": "int8"}
+MISSING = "not installed"
+MAX_DEPTH = 30.0  # metres, of BatVision V2
+CALIBRATION = 2  # inputs from which 8 bits get their ranges
+
+Answer = Callable[[], Tensor]
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -54,29 +69,32 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = measure.parse(create_parser(), argv)
+    keep_freed_memory()
     device = measure.device()
     name, model = open_model(args)
+    networks = {REFERENCE: create_model("unet_baseline", image_size=args.image_size), name: model}
+    how = ways(args.compile, device)
     rows: list[dict[str, object]] = []
-    for images in BATCHES:
-        reference = create_model("unet_baseline", image_size=args.image_size)
-        variants = {REFERENCE: answer(reference, images, args.image_size, device)}
-        variants |= {
-            f"{name}, {how}": answer(model, images, args.image_size, device, how) for how in ways(args.compile, device)
+    ratios: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench_inference_") as folder:
+        files = {
+            (network, way): file
+            for network, one in networks.items()
+            for way, file in write_files(one, args.image_size, Path(folder, network), how).items()
         }
-        seconds = measure.take_turns(variants, args.rounds, device)
-        for variant, times in seconds.items():
-            median = statistics.median(times)
-            rows.append(
-                {
-                    "network": variant,
-                    "batch": images,
-                    "ms": 1000 * median,
-                    "images/s": images / median,
-                    "times as fast": measure.ratio(seconds[REFERENCE], times),
-                }
-            )
-    fastest = max(float(str(row["times as fast"])) for row in rows if row["batch"] == 1 and row["network"] != REFERENCE)
-    measure.report(args, rows, ratio=fastest)
+        for images in BATCHES:
+            variants = {
+                (network, way): answer(one, images, args.image_size, device, way, files.get((network, way)))
+                for network, one in networks.items()
+                for way in how
+                if way not in ONNX or (network, way) in files
+            }
+            seconds = measure.take_turns(variants, args.rounds, device)
+            rows += [row_of(network, way, images, seconds) for network in networks for way in how]
+            ratios[f"{images}"] = ratios_of(name, how, seconds)
+    measure.report(args, rows, ratio=ratios["1"]["best"], ratios=ratios)
+    for batch, found in ratios.items():
+        print(f"\nbatch {batch}: {name} takes {found['best']:.2f} of the time of {REFERENCE}, each in its fastest way")
 
 
 def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
@@ -100,24 +118,37 @@ def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
 
 
 def ways(compiled: bool, device: str) -> list[str]:
-    """Return how the network is run."""
+    """Return how the networks are run; ONNX Runtime computes on a CPU alone."""
     precision = resolve_precision("auto", device)
-    return ["plain", f"channels last, {precision}", *(["compiled"] if compiled else [])]
+    found = [PLAIN, f"PyTorch, channels last, {precision}"]
+    return [*found, *([COMPILED] if compiled else []), *(ONNX if device == "cpu" else [])]
 
 
-def answer(model: DepthModel, images: int, side: int, device: str, how: str = "plain") -> Callable[[], Tensor]:
-    """Return a call that answers to one batch of noise, run as ``how`` says."""
+def inputs_of(model: DepthModel, images: int, side: int) -> list[Tensor]:
+    """Return one batch of noise [B, C, S, S] for each input of a network."""
     torch.manual_seed(0)
-    inputs = [torch.rand(images, INPUT_CHANNELS[key], side, side, device=device) for key in model.inputs]
-    layout = torch.contiguous_format if how == "plain" else torch.channels_last
-    # A copy: the layouts of the others must not become this one's.
-    network: Any = create_model(model.name, **model.config)
+    return [torch.rand(images, INPUT_CHANNELS[key], side, side) for key in model.inputs]
+
+
+def copy_of(model: DepthModel) -> DepthModel:
+    """Return a network of its own with the same weights: the layouts of one must not become the other's."""
+    network = create_model(model.name, **model.config)
     network.load_state_dict(model.state_dict())
-    network.to(device).eval().to(memory_format=layout)
-    inputs = [x.to(memory_format=layout) for x in inputs]
-    if how == "compiled":
+    return network.eval()
+
+
+def answer(
+    model: DepthModel, images: int, side: int, device: str, way: str = PLAIN, file: Path | None = None
+) -> Answer:
+    """Return a call that answers to one batch of noise, run in one way, or from an ONNX file."""
+    inputs = [x.to(device) for x in inputs_of(model, images, side)]
+    network: Any = OnnxNetwork(file) if file else copy_of(model).to(device)
+    if not file and way != PLAIN:
+        network.to(memory_format=torch.channels_last)
+        inputs = [x.to(memory_format=torch.channels_last) for x in inputs]
+    if way == COMPILED:
         network = torch.compile(network)
-    half = how != "plain" and resolve_precision("auto", device) == "bf16"
+    half = not file and way != PLAIN and resolve_precision("auto", device) == "bf16"
 
     @torch.inference_mode()
     def run() -> Tensor:
@@ -125,6 +156,54 @@ def answer(model: DepthModel, images: int, side: int, device: str, how: str = "p
             return network(*inputs)
 
     return run
+
+
+def write_files(model: DepthModel, side: int, folder: Path, how: Sequence[str]) -> dict[str, Path]:
+    """Write a network as ONNX files, by the way that runs each; none where a library is missing."""
+    wanted = [way for way in how if way in ONNX]
+    if not wanted or any(importlib.util.find_spec(module) is None for module in export.EXTRAS):
+        return {}
+    folder.mkdir()
+    preprocessing = {"image_size": side, "audio_format": "spectrogram", "audio_samples": cut_samples(MAX_DEPTH)}
+    network = export.EndToEnd(copy_of(model), preprocessing).eval()
+    if network.front_end is not None:
+        network.front_end = nn.Identity()  # type: ignore[assignment]  # a spectrogram stands where the waveform would
+    batch = dict(zip(network.inputs, inputs_of(model, CALIBRATION, side), strict=True))
+    about = export.describe(network, None)
+    plain = folder / f"network{onnx_file.SUFFIX}"
+    samples = [{key: values[i] for key, values in batch.items()} for i in range(CALIBRATION)]
+    with export.quiet():
+        export.save_onnx(plain, network, batch, about)
+        files = {"float32": plain, "int8": export.quantize(plain, samples, about)}
+    return {way: files[ONNX[way]] for way in wanted}
+
+
+def row_of(
+    network: str, way: str, images: int, seconds: Mapping[tuple[str, str], Sequence[float]]
+) -> dict[str, object]:
+    """Return a row of the table: one network, run in one way."""
+    times = seconds.get((network, way))
+    row: dict[str, object] = {"network": network, "run by": way, "batch": images}
+    if times is None:
+        return row | {"ms": MISSING, "images/s": "", "of unet_256's": "", "of plain unet_256's": ""}
+    median = statistics.median(times)
+    return row | {
+        "ms": 1000 * median,
+        "images/s": images / median,
+        "of unet_256's": measure.ratio(times, seconds[REFERENCE, way]),
+        "of plain unet_256's": measure.ratio(times, seconds[REFERENCE, PLAIN]),
+    }
+
+
+def ratios_of(name: str, how: Sequence[str], seconds: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, float]:
+    """Return the network's time over that of unet_256: in each way, and of the fastest way of each."""
+    measured = [way for way in how if (name, way) in seconds]
+    best = {
+        network: min((seconds[network, way] for way in measured), key=statistics.median)
+        for network in (name, REFERENCE)
+    }
+    found = {way: measure.ratio(seconds[name, way], seconds[REFERENCE, way]) for way in measured}
+    return {**found, "best": measure.ratio(best[name], best[REFERENCE])}
 
 
 if __name__ == "__main__":

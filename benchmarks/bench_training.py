@@ -6,7 +6,8 @@ Ours is the real epoch (``training.loop``): channels last, ``--precision auto``,
 the step's row for the log. Plain is float32, NCHW, eager, with the default AdamW, a masked L1 and nothing else. Both
 take the same batch from memory, so that no disk has a part in it. GFLOP are those of convolutions and products, forward
 and backward, as PyTorch counts them; the peak is what a 3x3 convolution 128 -> 128 at 4x128x128 reaches, channels last.
-Memory is what a process of its own needs beyond what it holds before the network is built.
+Plain and ours are processes of their own, since ours keeps the memory that it frees (``training.machine``) and plain
+does not. Memory is what each needs beyond what it holds before the network is built.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from models import MODELS, create_model
 from models.base import INPUT_CHANNELS
 from training import loop, options
 from training.engine import create_fabric, resolve_precision
+from training.machine import keep_freed_memory
 from training.run_log import RunLog
 from training.session import create_optimizer
 from training.tasks import SupervisedDepthTask
@@ -57,6 +59,7 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = measure.parse(create_parser(), argv)
+    keep_freed_memory()  # the peak is the arithmetic's
     device = measure.device()
     peaks = measure_peaks(device, args.rounds)
     rows = [row for name in args.model for row in measure_model(args, name, device, peaks)]
@@ -78,11 +81,12 @@ def measure_peaks(device: str, rounds: int) -> dict[str, float]:
 def measure_model(args: argparse.Namespace, name: str, device: str, peaks: dict[str, float]) -> list[dict[str, object]]:
     """Return the rows of a network: one for each precision, which take turns with the plain steps."""
     settings = [vars(args) | {"model": name, "precision": precision} for precision in args.precision]
-    plain = plain_step(settings[0])
-    ours = {f"{number}": our_step(one) for number, one in enumerate(settings)}
-    seconds = measure.take_turns({"plain": plain, **ours}, args.rounds, device)
+    variants = {"plain": measure.Apart(plain_step, settings[0])}
+    variants |= {f"{number}": measure.Apart(our_step, one) for number, one in enumerate(settings)}
+    seconds = measure.take_turns(variants, args.rounds, device)
+    for variant in variants.values():
+        variant.end()
     work = work_of(settings[0])
-    plain_memory = measure.memory_of(plain_step, settings[0])
     rows = []
     for number, one in enumerate(settings):
         times = seconds[f"{number}"]
@@ -100,8 +104,8 @@ def measure_model(args: argparse.Namespace, name: str, device: str, peaks: dict[
                 "gflops": work / step,
                 "of the bf16 peak": work / step / peaks["conv_peak_gflops"],
                 "of its own peak": work / step / peak,
-                "plain [GiB]": plain_memory / 2**30,
-                "ours [GiB]": measure.memory_of(our_step, one) / 2**30,
+                "plain [GiB]": variants["plain"].memory / 2**30,
+                "ours [GiB]": variants[f"{number}"].memory / 2**30,
             }
         )
     return rows

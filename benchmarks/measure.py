@@ -13,11 +13,12 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +33,19 @@ CONV = {"batch": 4, "channels": 128, "side": 128}  # the 3x3 convolution that st
 MATMUL = 2048
 UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2", "sve_bf16", "neon")
 
+Name = TypeVar("Name")  # of a variant
 
-def create_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
-    """Return a parser with the flags of every benchmark."""
+
+def create_parser(description: str, *, rounds: int, threads: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the flags of every benchmark; without ``--threads`` where they have no part in it."""
     parser = options.create_parser(description.splitlines()[0])
     parser.add_argument(
         "--rounds", type=options.positive_int, default=rounds, metavar="N", help="turns of each, of which the median"
     )
-    parser.add_argument("--threads", type=options.positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
+    if threads:
+        parser.add_argument(
+            "--threads", type=options.positive_int, metavar="N", help="CPU threads (default: PyTorch's)"
+        )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
 
@@ -47,7 +53,7 @@ def create_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse, and take as many threads as are asked for."""
     args = parser.parse_args(argv)
-    if args.threads:
+    if getattr(args, "threads", None):
         torch.set_num_threads(args.threads)
     return args
 
@@ -57,27 +63,38 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def call(script: str, *flags: object) -> str:
-    """Run a script of this toolkit and return what it printed.
+def call(script: str, *flags: object) -> list[tuple[float, str]]:
+    """Run a script of this toolkit, on as many threads as this process has.
+
+    Returns:
+        What it printed, line by line, each with the seconds from the start of its process on.
 
     Raises:
         TrainingError: it failed.
     """
     command = [sys.executable, script, *(str(flag) for flag in flags)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TrainingError(f"{' '.join(command[1:])}: {done.stderr.strip()}")
-    return done.stdout
+    environment = {**os.environ, "OMP_NUM_THREADS": f"{torch.get_num_threads()}"}
+    begun = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+            assert process.stdout is not None
+            said = [(time.perf_counter() - begun, line) for line in process.stdout]
+        if process.returncode:
+            errors.seek(0)
+            raise TrainingError(f"{' '.join(command[1:])}: {errors.read().strip()}")
+    return said
 
 
 def take_turns(
-    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
-) -> dict[str, list[float]]:
+    variants: Mapping[Name, Callable[[], object]], rounds: int, device: str = "cpu"
+) -> dict[Name, list[float]]:
     """Call each variant once per round, one after the other, and return the seconds of each by its name.
 
     A round before the first is not counted: it compiles, and takes memory.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[Name, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
             wait_for(device)
@@ -140,25 +157,53 @@ def without_gradient(run: Callable[[], object]) -> Callable[[], object]:
     return quiet
 
 
-def memory_of(build: Callable[..., Callable[[], object]], *args: object) -> int:
-    """Return the bytes that ``build(*args)()`` adds at its peak to those of a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_memory, args=(sender, torch.get_num_threads(), build, args))
-    process.start()
-    sender.close()
-    taken = receiver.recv()
-    process.join()
-    return taken
+class Apart:
+    """A call of ``build(*args)()`` in a process of its own, which has built it once and keeps its memory to itself.
+
+    Attributes:
+        memory: bytes that the calls so far have added at their peak to what the process held before it built.
+    """
+
+    def __init__(self, build: Callable[..., Callable[[], object]], *args: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, torch.get_num_threads(), build, args), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.memory = 0
+
+    def __call__(self) -> None:
+        """Call, and wait until it has returned.
+
+        Raises:
+            TrainingError: the process has ended, and said why.
+        """
+        try:
+            self._pipe.send(None)
+            self.memory = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise TrainingError("what was to be measured has failed; its own message stands above") from error
+
+    def end(self) -> None:
+        """Let the process end."""
+        self._pipe.close()
+        self._process.join()
 
 
-def _send_memory(
-    sender: Connection, threads: int, build: Callable[..., Callable[[], object]], args: tuple[object, ...]
+def _serve(
+    pipe: Connection, threads: int, build: Callable[..., Callable[[], object]], args: tuple[object, ...]
 ) -> None:
     torch.set_num_threads(threads)
     before = peak_memory(device())
-    build(*args)()
-    sender.send(peak_memory(device()) - before)
+    run = build(*args)
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        run()
+        wait_for(device())
+        pipe.send(peak_memory(device()) - before)
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -16,6 +16,8 @@ from benchmarks import (
     bench_data,
     bench_distill_any_depth,
     bench_inference,
+    bench_scaling,
+    bench_simulation,
     bench_training,
     distill_any_depth,
     left_and_right,
@@ -23,6 +25,7 @@ from benchmarks import (
     snippet_faults,
 )
 from dataloaders import create_dataset
+from errors import TrainingError
 from models import create_model
 from training.checkpoint import FORMAT, save_checkpoint
 
@@ -186,8 +189,13 @@ def allocate(megabytes):
     return lambda: bytearray(megabytes * 2**20).count(1)
 
 
-def test_memory_is_of_a_process_of_its_own():
-    assert 290 * 2**20 < measure.memory_of(allocate, 300) < 400 * 2**20
+def test_what_runs_apart_has_memory_of_its_own():
+    apart = measure.Apart(allocate, 300)
+    apart()
+    assert 290 * 2**20 < apart.memory < 400 * 2**20
+    apart.end()
+    with pytest.raises(TrainingError):
+        apart()
 
 
 def test_a_tables_rows():
@@ -210,12 +218,66 @@ def test_the_naive_step_has_the_losses_of_ours(recipe):
     assert bench_distill_any_depth.losses_apart({**settings, "recipe": recipe, "precision": "32"}) < 1e-3
 
 
-def test_inference_is_measured(run_cli):
+def test_inference_is_measured_also_where_onnx_runtime_is_not_installed(run_cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_inference.export, "EXTRAS", ("no_such_module",))
     flags = ("--model", "rgb_depth", "--base_channels", 2, "--image_size", 32, "--rounds", 1)
-    code, out, _ = run_cli(bench_inference.main, *flags)
-    assert code == 0 and out.count("| unet_256, plain |") == 2 and out.count("rgb_depth 2, ") == 4
+    code, out, _ = run_cli(bench_inference.main, *flags, "--json", tmp_path / "x.json")
+    assert code == 0 and out.count("| rgb_depth 2 | PyTorch, ") == out.count("| unet_256 | PyTorch, ") == 4
+    assert out.count("| not installed |") == 8, "of two networks, in float32 and in 8 bits, at two batches"
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["ratio"] == found["ratios"]["1"]["best"] > 0 and found["ratios"]["32"][bench_inference.PLAIN] > 0
     code, _, errors = run_cli(bench_inference.main, *flags, "--attention_levels", 5)
     assert code == 2 and "--attention_levels" in errors
+
+
+def test_a_network_in_onnx_runtime_answers_as_in_pytorch(tmp_path):
+    """A spectrogram stands where the waveform would: what is timed is the network alone."""
+    pytest.importorskip("onnxruntime")
+    model = create_model("binaural_attention", base_channels=2, attention_levels=[5])
+    files = bench_inference.write_files(model, 32, tmp_path / "x", bench_inference.ways(False, "cpu"))
+    expected = bench_inference.answer(model, 3, 32, "cpu")()
+    plain, quantized = (bench_inference.answer(model, 3, 32, "cpu", way, file)() for way, file in files.items())
+    assert torch.allclose(plain, expected, atol=1e-4)
+    assert quantized.shape == expected.shape and not torch.allclose(quantized, expected, atol=1e-4)
+
+
+def test_a_network_is_held_against_unet_256_in_each_way_and_at_the_best_of_both():
+    """Ours is best in B with 2 s, unet_256 in A with 4 s."""
+    seconds = {("x", "A"): [3.0], ("x", "B"): [2.0], ("unet_256", "A"): [4.0], ("unet_256", "B"): [8.0]}
+    ratios = bench_inference.ratios_of("x", ["A", "B", "C"], seconds)
+    assert ratios == {"A": 0.75, "B": 0.25, "best": 0.5}, "C could not be measured"
+
+
+def test_the_time_of_an_epoch_is_between_the_lines_of_two():
+    lines = [
+        "data: 16",
+        "epoch 1: lr 0.1",
+        "warning: slow",
+        "epoch 2: lr 0.1",
+        "took 9.0 s, at most 0.50 GiB of memory",
+    ]
+    said = list(zip([3.0, 5.0, 5.5, 9.0, 11.0], lines, strict=True))
+    assert bench_scaling.read(said) == (4, 11, 0.5)
+    with pytest.raises(TrainingError, match="data: 16"):
+        bench_scaling.read(said[:2])
+
+
+def test_a_script_is_timed_line_by_line_on_the_threads_that_were_asked_for():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    code = "import os, time; print(os.environ['OMP_NUM_THREADS'], flush=True); time.sleep(0.3); print('done')"
+    (first, one), (second, two) = measure.call("-c", code)
+    torch.set_num_threads(threads)
+    assert (one, two) == ("1\n", "done\n") and second - first > 0.25
+    with pytest.raises(TrainingError, match="no such thing"):
+        measure.call("-c", "raise SystemExit('no such thing')")
+
+
+def test_simulation_is_measured_on_as_many_processes_as_are_asked_for(run_cli):
+    code, out, _ = run_cli(bench_simulation.main, "--rooms", 3, "--rounds", 1, "--image_size", 32, "--workers", 1)
+    assert code == 0 and "| 32 | 3 | 1 |" in out
+    code, _, errors = run_cli(bench_simulation.main, "--threads", 1)
+    assert code == 2 and "--threads" in errors
 
 
 def test_the_plain_loader_does_what_ours_does(tmp_path):
