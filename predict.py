@@ -23,7 +23,8 @@ from errors import DataError, OptionError, run_script
 from models import onnx_file
 from models.onnx_file import OnnxNetwork
 from training import loop, options
-from training.checkpoint import load_model, preprocessing_of
+from training.checkpoint import load_model, preprocessing_of, require_entries
+from training.checkpoint_schema import check_values
 from training.engine import create_fabric
 from training.files import write_whole
 from training.task import Batch
@@ -137,7 +138,11 @@ def open_model(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
         if given:
             raise OptionError(f"{flag} has no effect: {args.checkpoint} runs on the CPU, as exactly as it was exported")
     network = OnnxNetwork(args.checkpoint)
-    return network.eval(), network.preprocessing
+    said = {key: value for key, value in network.preprocessing.items() if value is not None}
+    check_values({"preprocessing": said}, args.checkpoint)
+    hearing = ("audio_samples", "resample") if "waveform" in network.inputs else ()
+    require_entries({"preprocessing": said}, args.checkpoint, "preprocessing", "image_size", *hearing)
+    return network.eval(), said
 
 
 def check_inputs(args: argparse.Namespace, name: str, inputs: Sequence[str]) -> None:

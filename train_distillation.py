@@ -15,7 +15,7 @@ from dataloaders import DepthDataset, create_training_data
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
 from training import options
-from training.checkpoint import load_model
+from training.checkpoint import load_model, require_entries
 from training.engine import create_fabric, seed_weights
 from training.session import depth_columns, run_training
 from training.task import Batch, Guest, nearest_size
@@ -166,6 +166,7 @@ def check_teacher(
 
     Raises:
         OptionError: it does not see, or hears otherwise than the student.
+        CheckpointError: its file does not say how it hears.
     """
     path, before = args.teacher_checkpoint, checkpoint["preprocessing"] if checkpoint else {}
     if "rgb" not in teacher.inputs:
@@ -175,6 +176,7 @@ def check_teacher(
         teacher.check_image_size(args.image_size)
         if checkpoint is None:
             raise OptionError(f"--teacher_checkpoint {path}: bare weights do not say what {teacher.name} heard")
+        require_entries(checkpoint, path, "preprocessing", "audio_format", "audio_samples")
         for key in ("audio_format", "audio_samples"):
             if before[key] != preprocessing[key]:
                 raise OptionError(

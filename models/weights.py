@@ -117,7 +117,10 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -
         CheckpointError: naming what is missing, unknown or of another shape.
     """
     check_fit(model, weights, path)
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # tensors that are no numbers in memory, such as sparse ones
+        raise CheckpointError(f"{path}: its tensors cannot be copied ({error})") from error
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -24,7 +24,7 @@ from errors import DataError, OptionError
 from models import DepthModel
 from page.examples import Example
 from training import loop
-from training.checkpoint import load_model, preprocessing_of
+from training.checkpoint import best_value, load_model, preprocessing_of, require_entries
 from training.metrics import image_metrics, valid_pixels
 from training.visualization import DEPTH_COLORS, ECHO_COLORS, lift_echoes
 
@@ -58,6 +58,8 @@ def open_network(path: Path) -> Network:
     """
     model, checkpoint = load_model(path)
     preprocessing = preprocessing_of(model, checkpoint, path)
+    shown = ("max_depth", "min_depth", "resample", *(("dataset",) if checkpoint else ()))
+    require_entries({"preprocessing": preprocessing}, path, "preprocessing", *shown)
     return Network(model, preprocessing, facts_of(path, model, preprocessing, checkpoint or {}))
 
 
@@ -69,8 +71,8 @@ def facts_of(
     facts = [("file", str(path)), ("network", f"{model.name}, {model.count_parameters() / 1e6:.2f} M parameters")]
     if checkpoint:
         facts.append(("trained on", f"{preprocessing['dataset']}, {width} x {height}, epoch {checkpoint['epoch']}"))
-    best = checkpoint.get("best", {}).get("value", math.inf)
-    if model.output == "metres" and math.isfinite(best):
+    best = best_value(checkpoint)
+    if model.output == "metres" and best is not None and math.isfinite(best):
         facts.append(("validation RMSE", f"{best:.3f} m"))
     if model.output == "metres":
         facts.append(("range", f"up to {preprocessing['max_depth']:g} m"))

@@ -94,6 +94,11 @@ def of_no_optimizer(state):
     state["training"]["optimizer_state_dict"] = 3
 
 
+def with_value(part, key, value):
+    """A change that says something else."""
+    return lambda state: state[part].update({key: value})
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -103,9 +108,13 @@ def of_no_optimizer(state):
         (of_another_optimizer, "its training state does not fit"),
         (of_no_optimizer, "its training state does not fit"),
         (without("best"), "does not say epoch"),
-        (without("best", "value"), "its training state does not fit"),
+        (without("best", "value"), "does not say value"),
         (without("step"), "does not say step"),
         (without("args"), "does not say args"),
+        (with_value("args", "batch_size", torch.ones(2)), "its args.batch_size is of the type Tensor"),
+        (with_value("preprocessing", "max_depth", "far"), "its preprocessing.max_depth is 'far', not a number"),
+        (with_value("best", "epoch", -1), "its best.epoch is -1, not a whole number from 0 on"),
+        (with_value("best", "value", [3]), "its best.value is [3], not a number"),
     ],
 )
 def test_a_checkpoint_that_lacks_something_does_not_resume_and_stays(change, says, rooms, stopped, run_cli):

@@ -14,6 +14,7 @@ from typing import Any
 
 from dataloaders.transforms import SAMPLE_RATE, size_pair
 from models import DepthModel
+from training.checkpoint import best_value
 
 SENSES = {"audio": "the echo of a chirp at two ears", "rgb": "a picture"}
 DATA_LICENSES = {
@@ -102,7 +103,7 @@ def data_lines(checkpoint: Mapping[str, Any] | None) -> list[str]:
     labels = trained.get("label_fraction", 1.0)
     lines = [f"Learnt from the split `train` of `{trained['dataset']}`, epochs compared on its split `val`."]
     if labels < 1:
-        lines.append(f"{labels:.4g} of the training pairs had measured depth (label_seed {trained['label_seed']}).")
+        lines.append(f"{labels:.4g} of the training pairs had measured depth (label_seed {trained.get('label_seed')}).")
     if trained.get("holdout_location"):
         lines.append(f"Neither split has the locations {trained['holdout_location']}.")
     return [*lines, "The split `test` took no part."]
@@ -112,11 +113,12 @@ def figure_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> lis
     """Say how good the epoch was by which the run compared its epochs, where it is the one in the file."""
     if checkpoint is None or checkpoint.get("best", {}).get("epoch") != checkpoint["epoch"]:
         return []
-    best, trained = checkpoint["best"], checkpoint["args"]
-    value = best.get("value", best.get("rmse"))  # it was called so while it could be nothing else
+    value = best_value(checkpoint)
+    if value is None:
+        return []
     if model.output == "metres":
         figure = f"RMSE {value:.4f} m, the mean over the images"
-    elif trained["dataset"] == "images":
+    elif checkpoint.get("args", {}).get("dataset") == "images":
         figure = f"distance to the teachers' answers {value:.4f}"
     else:
         figure = f"AbsRel {value:.4f}, scale and shift fitted to each image"
