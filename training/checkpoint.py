@@ -54,6 +54,7 @@ from training.files import write_whole
 from training.version import VERSION
 
 FORMAT = 1
+KEPT = ("last.pth", "checkpoint_*.pth", "best_model.pth")  # what a run saves beside each other
 OWN_LICENSE = "that of its training data"
 REQUIRED = ("format", "model", "model_state_dict", "preprocessing", "epoch")
 
@@ -98,11 +99,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, with ``weights_only=True``: a pickle that would run code is refused.
 
     Raises:
-        CheckpointError: the file is missing, truncated, unsafe or not one of this toolkit's checkpoints.
+        CheckpointError: the file is missing, truncated, damaged, unsafe or not one of this toolkit's checkpoints.
     """
     if path.suffix == SAFETENSORS:
         raise CheckpointError(f"{path}: holds weights alone; this takes a checkpoint, a .pth of a training script")
-    return check_checkpoint(read_pickle(path), path)
+    return check_checkpoint(read_saved(path), path)
+
+
+def read_saved(path: Path) -> Any:
+    """Read as :func:`models.weights.read_pickle`, and name what a run has saved beside a file that cannot be read.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged or unsafe.
+    """
+    try:
+        return read_pickle(path)
+    except CheckpointError as error:
+        beside = [other for pattern in KEPT for other in path.parent.glob(pattern) if other.name != path.name]
+        if not beside:
+            raise
+        newest = sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)[:3]
+        raise CheckpointError(f"{error}, or fall back to {', '.join(other.name for other in newest)}") from error
 
 
 def check_checkpoint(state: Any, path: Path) -> dict[str, Any]:
@@ -224,7 +241,7 @@ def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:
         The network, and its checkpoint; None for a bare file, which says nothing about preprocessing or training.
 
     Raises:
-        CheckpointError: the file is missing, truncated, unsafe, or of no network that is known here.
+        CheckpointError: the file is missing, truncated, damaged, unsafe, or of no network that is known here.
     """
     if path.suffix == SAFETENSORS:
         weights, metadata = read_safetensors(path)
@@ -233,7 +250,7 @@ def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:
             check_values({"model": named}, path)
             return restore_model({"model": named, "model_state_dict": weights}, path), None
     else:
-        state = read_pickle(path)
+        state = read_saved(path)
         if isinstance(state, dict) and "format" in state:
             checkpoint = check_checkpoint(state, path)
             return restore_model(checkpoint, path), checkpoint
