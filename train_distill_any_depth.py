@@ -26,9 +26,8 @@ from training import loop, options
 from training.checkpoint import OWN_LICENSE, license_of, load_checkpoint, load_model, restore_model, save_model
 from training.engine import create_fabric, resolve_precision, seed_weights
 from training.experiment import Experiment
-from training.files import write_whole
 from training.metrics import scoring_on
-from training.model_card import model_card
+from training.model_card import model_card, write_card
 from training.run_log import Row
 from training.session import Validation, run_training
 from training.task import Batch
@@ -527,8 +526,7 @@ def export_student(args: argparse.Namespace, experiment: Experiment) -> None:
                 name, "Weights alone (safetensors)", model, checkpoint["preprocessing"], checkpoint,
                 takes=model.inputs, license=args.license, versions=checkpoint["versions"],
             )  # fmt: skip
-            with write_whole((folder / name).with_suffix(".md")) as file:
-                file.write(card.encode())
+            write_card(folder / name, card)
             print(f"weights: {folder / name} (licence: {args.license})")
 
 

@@ -15,7 +15,9 @@ from typing import Any
 from dataloaders.transforms import SAMPLE_RATE, size_pair
 from models import DepthModel
 from training.checkpoint import best_value
+from training.files import write_whole, writing
 
+SUFFIX = ".md"
 SENSES = {"audio": "the echo of a chirp at two ears", "rgb": "a picture"}
 DATA_LICENSES = {
     "batvisionv1": "CC-BY-SA-4.0",
@@ -64,6 +66,17 @@ def model_card(
     }
     head = f"# {title}\n\n{gives.capitalize()} from {senses}: `{model.name}`, {parameters:.2f} M parameters. {form}.\n"
     return head + "".join(f"\n## {name}\n\n{text}\n" for name, text in sections.items())
+
+
+def write_card(path: Path, card: str) -> None:
+    """Write the card of a file beside it, under its name with the suffix .md.
+
+    Raises:
+        OptionError: the disk is full or not writable.
+    """
+    beside = path.with_suffix(SUFFIX)
+    with writing(beside), write_whole(beside) as file:
+        file.write(card.encode(errors="backslashreplace"))  # paths in it may have any bytes
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
