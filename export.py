@@ -143,18 +143,19 @@ def create_parser() -> argparse.ArgumentParser:
         help="its suffix is the format, .onnx or .pt2; a model card is written beside it, with the suffix .md",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace both files")
-    parser.add_argument(
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
         "--image_size",
         type=options.positive_int,
         nargs="+",
         metavar="N",
         help="what the network is shown [pixels]: a square's side, or height and width (default: the checkpoint's)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--audio_samples",
         type=options.positive_int,
         metavar="N",
-        help="of the sound, where the checkpoint does not fix them (BatVision V1)",
+        help="length of the sound, where it is not fixed, as of BatVision V1 (default: the checkpoint's)",
     )
     group = parser.add_argument_group("8 bits (.onnx; docs/EXPORT.md)")
     group.add_argument(

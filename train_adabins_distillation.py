@@ -110,7 +110,7 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="W",
         help="of centres to measured depth",
     )
-    group.add_argument("--bin_loss", choices=BIN_LOSSES, help="(default: shared_support)")
+    group.add_argument("--bin_loss", choices=BIN_LOSSES, help="how bins are compared (default: shared_support)")
     group.add_argument(
         "--temperature", type=options.positive_float, metavar="T", help="of the bins' distributions (default: 4.0)"
     )
@@ -120,7 +120,8 @@ def create_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a curriculum of the weights of task, response, feature and bin: first the teacher, then measured depth",
     )
-    options.add_training_options(parser)
+    epochs = f"number of epochs (default: the sum of --phase_epochs, or {NB_EPOCHS})"
+    options.add_training_options(parser, epochs=epochs)
     parser.set_defaults(nb_epochs=None)
     return parser
 

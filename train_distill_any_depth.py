@@ -117,7 +117,7 @@ def create_parser() -> argparse.ArgumentParser:
         "--encoder_learning_rate",
         type=options.positive_float,
         metavar="LR",
-        help="(default: a tenth of the other under --student_checkpoint, else the same)",
+        help="of the transformer (default: a tenth of the other under --student_checkpoint, else the same)",
     )
     group.add_argument(
         "--warmup_epochs", type=options.non_negative_int, default=0, metavar="N", help="the rates grow, step by step"

@@ -73,9 +73,10 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--response_loss",
         choices=tuple(RESPONSE_LOSSES),
-        help="(default: l1; ssi, which is blind to scale and shift, where the teacher gives disparity)",
+        help="of the depth maps (default: l1; ssi, which is blind to scale and shift, where the teacher gives "
+        "disparity)",
     )
-    group.add_argument("--feature_loss", choices=tuple(FEATURE_LOSSES), help="(default: mse)")
+    group.add_argument("--feature_loss", choices=tuple(FEATURE_LOSSES), help="distance of the features (default: mse)")
     group.add_argument(
         "--feature_levels", nargs="+", metavar="LEVEL", help="of x1..x5, d1..d4 (default: d1 d2 d3, of the decoder)"
     )

@@ -36,11 +36,12 @@ UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2", "sve_bf16", "neon")
 def create_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
     """Return a parser with the flags of every benchmark."""
     parser = options.create_parser(description.splitlines()[0])
-    parser.add_argument(
+    group = parser.add_argument_group("measurement")
+    group.add_argument(
         "--rounds", type=options.positive_int, default=rounds, metavar="N", help="turns of each, of which the median"
     )
-    parser.add_argument("--threads", type=options.positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    group.add_argument("--threads", type=options.positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
 
 
