@@ -33,7 +33,8 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="of a network that sees: any .pth, or Depth Anything's weights; it answers where a picture is given",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("page")
+    group.add_argument(
         "--examples",
         type=Path,
         nargs="+",
@@ -41,11 +42,11 @@ def create_parser() -> argparse.ArgumentParser:
         help="data sets in BatVision V2's folders: rows of their test split to try (default: rooms that are simulated "
         "at start)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="of this machine; 0.0.0.0: of all its networks"
     )
-    parser.add_argument("--port", type=port, default=7860, metavar="N", help="0: any that is free")
-    parser.add_argument(
+    group.add_argument("--port", type=port, default=7860, metavar="N", help="0: any that is free")
+    group.add_argument(
         "--field_of_view",
         type=degrees,
         nargs=2,

@@ -100,7 +100,10 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument("--per_location", action="store_true", help="a table by location")
     group.add_argument("--depth_bins", action="store_true", help="a table by the distance of the measured depth")
     group.add_argument(
-        "--cases", type=Path, metavar="PNG", help="(default: results/<experiment>/<data>_<split>_cases.png)"
+        "--cases",
+        type=Path,
+        metavar="PNG",
+        help="their picture (default: results/<experiment>/<data>_<split>_cases.png)",
     )
     group.add_argument("--output_dir", type=Path, default=Path(), metavar="DIR", help="holds results/")
     options.add_one_device_options(parser)

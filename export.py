@@ -35,7 +35,8 @@ from simulation.scenes import draw_sample
 from training import loop, options
 from training.checkpoint import dataset_options_of, license_of, load_model, preprocessing_of, require_entries
 from training.metrics import MetricTable, Scoring, scoring_on
-from training.model_card import model_card
+from training.model_card import SUFFIX as CARD
+from training.model_card import model_card, write_card
 from training.task import Batch, model_inputs
 from training.version import VERSION
 
@@ -142,18 +143,19 @@ def create_parser() -> argparse.ArgumentParser:
         help="its suffix is the format, .onnx or .pt2; a model card is written beside it, with the suffix .md",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace both files")
-    parser.add_argument(
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
         "--image_size",
         type=options.positive_int,
         nargs="+",
         metavar="N",
         help="what the network is shown [pixels]: a square's side, or height and width (default: the checkpoint's)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--audio_samples",
         type=options.positive_int,
         metavar="N",
-        help="of the sound, where the checkpoint does not fix them (BatVision V1)",
+        help="length of the sound, where it is not fixed, as of BatVision V1 (default: the checkpoint's)",
     )
     group = parser.add_argument_group("8 bits (.onnx; docs/EXPORT.md)")
     group.add_argument(
@@ -189,23 +191,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(cost)
             figures.append(f"{cost}.")
             file = quantized
-        card = file.with_suffix(".md")
-        card.write_text(
-            model_card(
-                args.output.name,
-                f"{'ONNX' if file.suffix == onnx_file.SUFFIX else 'A program of torch.export'}, {about['precision']}",
-                network.model,
-                network.preprocessing,
-                checkpoint,
-                takes=network.inputs,
-                license=license_of(network.model, checkpoint, args.checkpoint),
-                versions=about["versions"],
-                figures=figures,
-            ),
-            encoding="utf-8",
+        card = model_card(
+            args.output.name,
+            f"{'ONNX' if file.suffix == onnx_file.SUFFIX else 'A program of torch.export'}, {about['precision']}",
+            network.model,
+            network.preprocessing,
+            checkpoint,
+            takes=network.inputs,
+            license=license_of(network.model, checkpoint, args.checkpoint),
+            versions=about["versions"],
+            figures=figures,
         )
+        write_card(args.output, card)
         file.replace(args.output)
-        card.replace(args.output.with_suffix(".md"))
     shapes = ", ".join(f"{key} {shape_text(value)}" for key, value in batches[0].items())
     answer = "depth in metres" if network.model.output == "metres" else "relative disparity, large where near"
     print(f"{args.output}: {network.model.name}, {about['precision']}; {shapes} -> {answer}")
@@ -220,7 +218,7 @@ def check_options(args: argparse.Namespace) -> None:
     """
     if args.output.suffix not in SUFFIXES:
         raise OptionError(f"--output {args.output}: the suffix is the format; known are {' '.join(SUFFIXES)}")
-    for path in (args.output, args.output.with_suffix(".md")):
+    for path in (args.output, args.output.with_suffix(CARD)):
         if path.exists() and not args.overwrite:
             raise OptionError(f"--output: {path} exists; --overwrite replaces it")
     if args.output.suffix == onnx_file.SUFFIX:

@@ -23,7 +23,8 @@ from errors import DataError, OptionError, run_script
 from models import onnx_file
 from models.onnx_file import OnnxNetwork
 from training import loop, options
-from training.checkpoint import load_model, preprocessing_of
+from training.checkpoint import load_model, preprocessing_of, require_entries
+from training.checkpoint_schema import check_values
 from training.engine import create_fabric
 from training.files import write_whole
 from training.task import Batch
@@ -60,14 +61,17 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="any .pth of a training script, an .onnx of export.py, or Depth Anything's weights (.pth, .safetensors)",
     )
-    parser.add_argument("--audio", type=Path, metavar="PATH", help="a stereo recording, or a folder of .wav files")
-    parser.add_argument(
+    group = parser.add_argument_group("what to predict")
+    group.add_argument("--audio", type=Path, metavar="PATH", help="a stereo recording, or a folder of .wav files")
+    group.add_argument(
         "--rgb",
         type=Path,
         metavar="PATH",
         help="a picture or a folder, for a network that sees; beside --audio: of its name, or of its last number",
     )
-    parser.add_argument(
+    group.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
         "--output",
         type=Path,
         required=True,
@@ -75,11 +79,10 @@ def create_parser() -> argparse.ArgumentParser:
         help="gets NAME.npy (float32, metres), NAME.png (16 bit, millimetres) and NAME_depth.png (a picture) of each; "
         "of a network of disparity NAME.npy (large: near; no unit) and NAME_disparity.png",
     )
-    parser.add_argument(
+    group.add_argument(
         "--size", type=options.positive_int, nargs=2, metavar=("H", "W"), help="of the maps (default: the network's)"
     )
-    parser.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier prediction wrote")
+    group.add_argument("--overwrite", action="store_true", help="replace what an earlier prediction wrote")
     options.add_one_device_options(parser, exact=True)
     return parser
 
@@ -140,7 +143,11 @@ def open_model(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
         if given:
             raise OptionError(f"{flag} has no effect: {args.checkpoint} runs on the CPU, as exactly as it was exported")
     network = OnnxNetwork(args.checkpoint)
-    return network.eval(), network.preprocessing
+    said = {key: value for key, value in network.preprocessing.items() if value is not None}
+    check_values({"preprocessing": said}, args.checkpoint)
+    hearing = ("audio_samples", "resample") if "waveform" in network.inputs else ()
+    require_entries({"preprocessing": said}, args.checkpoint, "preprocessing", "image_size", *hearing)
+    return network.eval(), said
 
 
 def check_inputs(args: argparse.Namespace, name: str, inputs: Sequence[str]) -> None:

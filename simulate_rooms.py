@@ -38,11 +38,12 @@ def create_parser() -> argparse.ArgumentParser:
         default="batvisionv2",
         help="batvisionv2: image, depth and echo; nyu: image and depth as in the CSV layout of NYU Depth V2",
     )
-    parser.add_argument("--train", type=int, default=1500, metavar="N", help="rooms to train on, over all locations")
-    parser.add_argument("--val", type=int, default=150, metavar="N", help="rooms to validate on, over all locations")
-    parser.add_argument("--test", type=int, default=300, metavar="N", help="rooms to test on, over all locations")
-    parser.add_argument("--image_size", type=int, default=128, metavar="S", help="side of image and depth, pixels")
-    parser.add_argument("--seed", type=int, default=0, metavar="K", help="of the rooms and all noise, 0 or more")
+    group = parser.add_argument_group("rooms")
+    group.add_argument("--train", type=int, default=1500, metavar="N", help="rooms to train on, over all locations")
+    group.add_argument("--val", type=int, default=150, metavar="N", help="rooms to validate on, over all locations")
+    group.add_argument("--test", type=int, default=300, metavar="N", help="rooms to test on, over all locations")
+    group.add_argument("--image_size", type=int, default=128, metavar="S", help="side of image and depth, pixels")
+    group.add_argument("--seed", type=int, default=0, metavar="K", help="of the rooms and all noise, 0 or more")
     parser.add_argument(
         "--workers", type=int, default=None, metavar="W", help="processes (None: one per core); no matter to the data"
     )

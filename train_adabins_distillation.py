@@ -16,8 +16,9 @@ from errors import CheckpointError, OptionError, run_script
 from models import DepthModel, create_model
 from models.adabins_distillation_model import load_pretrained, read_pretrained
 from training import options
-from training.checkpoint import load_checkpoint, restore_model, save_checkpoint
+from training.checkpoint import license_of, load_checkpoint, restore_model, save_checkpoint
 from training.engine import create_fabric, seed_weights
+from training.model_card import model_card, write_card
 from training.session import depth_columns, run_training
 from training.task import Batch, model_inputs
 from training.tasks import AdaBinsDistillationTask
@@ -108,7 +109,7 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="W",
         help="of centres to measured depth",
     )
-    group.add_argument("--bin_loss", choices=BIN_LOSSES, help="(default: shared_support)")
+    group.add_argument("--bin_loss", choices=BIN_LOSSES, help="how bins are compared (default: shared_support)")
     group.add_argument(
         "--temperature", type=options.positive_float, metavar="T", help="of the bins' distributions (default: 4.0)"
     )
@@ -118,7 +119,8 @@ def create_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a curriculum of the weights of task, response, feature and bin: first the teacher, then measured depth",
     )
-    options.add_training_options(parser)
+    epochs = f"number of epochs (default: the sum of --phase_epochs, or {NB_EPOCHS})"
+    options.add_training_options(parser, epochs=epochs)
     parser.set_defaults(nb_epochs=None)
     return parser
 
@@ -380,7 +382,10 @@ def columns_with(
 
 
 def keep_networks(args: argparse.Namespace, teacher: DepthModel | None) -> None:
-    """Write a teacher that learnt along to ``teacher.pth``, and on request the best student to ``student.pth``."""
+    """Write a teacher that learnt along to ``teacher.pth``, and on request the best student to ``student.pth``.
+
+    A card lies beside each.
+    """
     folder = args.output_dir / "checkpoints" / args.experiment_name
     last = {key: value for key, value in load_checkpoint(folder / "last.pth").items() if key != "training"}
     if teacher is not None and any(parameter.requires_grad for parameter in teacher.parameters()):
@@ -388,11 +393,24 @@ def keep_networks(args: argparse.Namespace, teacher: DepthModel | None) -> None:
         as_saved = {"model": {"name": teacher.name, "config": teacher.config}, "model_state_dict": weights}
         as_saved["best"] = {}  # the run's is the student's
         save_checkpoint(last | as_saved, folder / "teacher.pth")
+        describe(folder / "teacher.pth")
         print(f"teacher: {folder / 'teacher.pth'}")
     if args.export_student:
         best = folder / "best_model.pth"
         save_checkpoint(load_checkpoint(best) if best.is_file() else last, folder / "student.pth")
+        describe(folder / "student.pth")
         print(f"student alone: {folder / 'student.pth'}")
+
+
+def describe(path: Path) -> None:
+    """Write the card of a network that was kept."""
+    checkpoint = load_checkpoint(path)
+    model = restore_model(checkpoint, path)
+    card = model_card(
+        path.name, "A checkpoint without what a training needs (.pth)", model, checkpoint["preprocessing"], checkpoint,
+        takes=model.inputs, license=license_of(model, checkpoint, path), versions=checkpoint["versions"],
+    )  # fmt: skip
+    write_card(path, card)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ def create_parser(model: str | None = None) -> argparse.ArgumentParser:
     if model != "unet_baseline":
         options.add_upsampling_option(group)
         options.add_compression_option(group)
-    options.add_depth_loss_options(group, smoothness="of (edge-aware) smoothness", lambda_smooth=None)
+    smoothness = "of (edge-aware) smoothness"
+    if model is None:
+        known = ", ".join(f"{given['lambda_smooth']} of {name}" for name, given in DEFAULTS.items())
+        smoothness += f" (default: {known})"
+    options.add_depth_loss_options(group, smoothness=smoothness, lambda_smooth=None)
     if model in (None, "base_residual"):
         group.add_argument(
             "--lambda_base", type=options.non_negative_float, default=0.5, help="of the base's L1 to low-passed depth"

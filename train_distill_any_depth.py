@@ -27,9 +27,8 @@ from training import loop, options
 from training.checkpoint import OWN_LICENSE, license_of, load_checkpoint, load_model, restore_model, save_model
 from training.engine import create_fabric, resolve_precision, seed_weights
 from training.experiment import Experiment
-from training.files import write_whole
 from training.metrics import scoring_on
-from training.model_card import model_card
+from training.model_card import model_card, write_card
 from training.session import Validation, distance_validation, run_training
 from training.task import Batch
 from training.tasks import DisparityDistillationTask, MeasuredDisparity
@@ -118,7 +117,7 @@ def create_parser() -> argparse.ArgumentParser:
         "--encoder_learning_rate",
         type=options.positive_float,
         metavar="LR",
-        help="(default: a tenth of the other under --student_checkpoint, else the same)",
+        help="of the transformer (default: a tenth of the other under --student_checkpoint, else the same)",
     )
     group.add_argument(
         "--warmup_epochs", type=options.non_negative_int, default=0, metavar="N", help="the rates grow, step by step"
@@ -522,8 +521,7 @@ def export_student(args: argparse.Namespace, experiment: Experiment) -> None:
                 name, "Weights alone (safetensors)", model, checkpoint["preprocessing"], checkpoint,
                 takes=model.inputs, license=args.license, versions=checkpoint["versions"],
             )  # fmt: skip
-            with write_whole((folder / name).with_suffix(".md")) as file:
-                file.write(card.encode())
+            write_card(folder / name, card)
             print(f"weights: {folder / name} (licence: {args.license})")
 
 

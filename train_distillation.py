@@ -16,7 +16,7 @@ from dataloaders import DepthDataset, create_training_data
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
 from training import options
-from training.checkpoint import load_model
+from training.checkpoint import load_model, require_entries
 from training.engine import create_fabric, seed_weights
 from training.session import Validation, depth_columns, distance_validation, run_training
 from training.task import Batch, Guest, nearest_size
@@ -78,9 +78,10 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--response_loss",
         choices=tuple(RESPONSE_LOSSES),
-        help="(default: l1; ssi, which is blind to scale and shift, where the teacher gives disparity)",
+        help="of the depth maps (default: l1; ssi, which is blind to scale and shift, where the teacher gives "
+        "disparity)",
     )
-    group.add_argument("--feature_loss", choices=tuple(FEATURE_LOSSES), help="(default: mse)")
+    group.add_argument("--feature_loss", choices=tuple(FEATURE_LOSSES), help="distance of the features (default: mse)")
     group.add_argument(
         "--feature_levels", nargs="+", metavar="LEVEL", help="of x1..x5, d1..d4 (default: d1 d2 d3, of the decoder)"
     )
@@ -182,6 +183,7 @@ def check_teacher(
 
     Raises:
         OptionError: it does not see, or hears otherwise than the student.
+        CheckpointError: its file does not say how it hears.
     """
     path, before = args.teacher_checkpoint, checkpoint["preprocessing"] if checkpoint else {}
     if "rgb" not in teacher.inputs:
@@ -191,6 +193,7 @@ def check_teacher(
         teacher.check_image_size(args.image_size)
         if checkpoint is None:
             raise OptionError(f"--teacher_checkpoint {path}: bare weights do not say what {teacher.name} heard")
+        require_entries(checkpoint, path, "preprocessing", "audio_format", "audio_samples")
         for key in ("audio_format", "audio_samples"):
             if before[key] != preprocessing[key]:
                 raise OptionError(

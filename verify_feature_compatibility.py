@@ -27,17 +27,18 @@ Levels = dict[str, tuple[tuple[int, ...], int]]  # name: ([C, H, W], parameters)
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    parser.add_argument("--teacher", choices=sorted(MODELS), default="rgb_depth", help="the network that sees")
-    parser.add_argument("--student", choices=sorted(MODELS), default="binaural_attention", help="the one that hears")
-    parser.add_argument("--base_channels", type=options.positive_int, metavar="N", help="of both (default: 64)")
-    parser.add_argument(
+    group = parser.add_argument_group("networks")
+    group.add_argument("--teacher", choices=sorted(MODELS), default="rgb_depth", help="the network that sees")
+    group.add_argument("--student", choices=sorted(MODELS), default="binaural_attention", help="the one that hears")
+    group.add_argument("--base_channels", type=options.positive_int, metavar="N", help="of both (default: 64)")
+    group.add_argument(
         "--student_base_channels", type=options.positive_int, metavar="N", help="of the student (default: the same)"
     )
     for side in ("teacher", "student"):
-        parser.add_argument(
+        group.add_argument(
             f"--{side}_preset", choices=(*PRESETS, *ALIASES), help=f"of a {side} that is depth_anything (default: vits)"
         )
-    parser.add_argument("--image_size", type=options.positive_int, default=256, metavar="N", help="[pixels]")
+    group.add_argument("--image_size", type=options.positive_int, default=256, metavar="N", help="side [pixels]")
     return parser
 
 

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import MODELS, create_model
 from models.base import INPUT_CHANNELS
+from training import options
 
 
 def saved_bytes(name: str, image_size: int = 256, batch_size: int = 1, **config: Any) -> dict[str, int]:
@@ -76,11 +77,12 @@ def level_of(path: str) -> str:
 
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("binaural_attention", "rgb_depth"), default="binaural_attention")
-    parser.add_argument("--base_channels", type=int, default=64)
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=64, help="for the last line")
+    parser = options.create_parser((__doc__ or "").splitlines()[0])
+    models = ("binaural_attention", "rgb_depth")
+    parser.add_argument("--model", choices=models, default="binaural_attention", help="the network")
+    parser.add_argument("--base_channels", type=options.positive_int, default=64, metavar="N", help="its width")
+    parser.add_argument("--image_size", type=options.positive_int, default=256, metavar="PIXELS", help="side")
+    parser.add_argument("--batch_size", type=options.positive_int, default=64, metavar="N", help="for the last line")
     return parser
 
 

@@ -43,15 +43,16 @@ def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = measure.create_parser(__doc__ or "", rounds=3)
     names = (*PRESETS, *ALIASES)
-    parser.add_argument("--teacher", choices=names, default="vitb", metavar="NAME", help=", ".join(names))
-    parser.add_argument("--student", choices=names, default="vits", metavar="NAME", help="likewise")
-    parser.add_argument(
-        "--image_size", type=options.positive_int, default=224, metavar="PIXELS", help="a multiple of 14"
+    group = parser.add_argument_group("networks and step")
+    group.add_argument("--teacher", choices=names, default="vitb", metavar="NAME", help=", ".join(names))
+    group.add_argument("--student", choices=names, default="vits", metavar="NAME", help="one of the same")
+    group.add_argument(
+        "--image_size", type=options.positive_int, default=224, metavar="PIXELS", help="side, a multiple of 14"
     )
-    parser.add_argument("--batch_size", type=options.positive_int, default=2, metavar="N", help="pictures of a step")
-    parser.add_argument("--local_crops", type=options.positive_int, default=2, metavar="N", help="closer views of each")
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="documents", help="weights of the loss")
-    parser.add_argument("--precision", choices=options.PRECISIONS, default="auto", help="of our student")
+    group.add_argument("--batch_size", type=options.positive_int, default=2, metavar="N", help="pictures of a step")
+    group.add_argument("--local_crops", type=options.positive_int, default=2, metavar="N", help="closer views of each")
+    group.add_argument("--recipe", choices=tuple(RECIPES), default="documents", help="weights of the loss")
+    group.add_argument("--precision", choices=options.PRECISIONS, default="auto", help="of our student")
     return parser
 
 

@@ -44,15 +44,16 @@ MAX_DEPTH = 12.0
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = measure.create_parser(__doc__ or "", rounds=7)
-    parser.add_argument("--model", choices=NETWORKS, nargs="+", default=list(NETWORKS), metavar="NAME", help="of each")
-    parser.add_argument("--base_channels", type=options.positive_int, default=64, metavar="N", help="width")
-    parser.add_argument("--image_size", type=options.positive_int, default=128, metavar="PIXELS", help="side")
-    parser.add_argument("--batch_size", type=options.positive_int, default=4, metavar="N", help="images of a step")
-    parser.add_argument("--steps", type=options.positive_int, default=2, metavar="N", help="steps of a turn")
-    parser.add_argument(
+    group = parser.add_argument_group("networks and step")
+    group.add_argument("--model", choices=NETWORKS, nargs="+", default=list(NETWORKS), metavar="NAME", help="networks")
+    group.add_argument("--base_channels", type=options.positive_int, default=64, metavar="N", help="width")
+    group.add_argument("--image_size", type=options.positive_int, default=128, metavar="PIXELS", help="side")
+    group.add_argument("--batch_size", type=options.positive_int, default=4, metavar="N", help="images of a step")
+    group.add_argument("--steps", type=options.positive_int, default=2, metavar="N", help="steps of a turn")
+    group.add_argument(
         "--precision", choices=options.PRECISIONS, nargs="+", default=["auto"], metavar="P", help="ours, a row for each"
     )
-    parser.add_argument("--compile", action="store_true", help="ours, with torch.compile")
+    group.add_argument("--compile", action="store_true", help="ours, with torch.compile")
     return parser
 
 

@@ -33,7 +33,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, nargs="+", metavar="FILE", help="of networks that hear"
     )
-    parser.add_argument("--dataset_dir", type=Path, metavar="DIR", help="(default: where each was trained)")
+    parser.add_argument("--dataset_dir", type=Path, metavar="DIR", help="samples (default: where each was trained)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="which samples")
     parser.add_argument("--num_workers", type=options.non_negative_int, default=2, metavar="N", help="loader processes")
     options.add_one_device_options(parser)

@@ -39,14 +39,13 @@ Name = TypeVar("Name")  # of a variant
 def create_parser(description: str, *, rounds: int, threads: bool = True) -> argparse.ArgumentParser:
     """Return a parser with the flags of every benchmark; without ``--threads`` where they have no part in it."""
     parser = options.create_parser(description.splitlines()[0])
-    parser.add_argument(
+    group = parser.add_argument_group("measurement")
+    group.add_argument(
         "--rounds", type=options.positive_int, default=rounds, metavar="N", help="turns of each, of which the median"
     )
     if threads:
-        parser.add_argument(
-            "--threads", type=options.positive_int, metavar="N", help="CPU threads (default: PyTorch's)"
-        )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+        group.add_argument("--threads", type=options.positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
 
 

@@ -21,22 +21,24 @@ Metrics = dict[str, Any]
 def create_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the flags of every comparison."""
     parser = options.create_parser(description.splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone (default: all)")
-    parser.add_argument(
+    group = parser.add_argument_group("rows")
+    group.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone (default: all)")
+    group.add_argument(
         "--seeds", type=options.non_negative_int, nargs="+", default=[0, 1, 2], metavar="N", help="of each row"
     )
-    parser.add_argument(
+    group.add_argument(
         "--split", choices=("val", "test"), default="val", help="where they are scored; choose nothing by test"
     )
-    parser.add_argument(
+    group = parser.add_argument_group("run")
+    group.add_argument(
         "--dataset_dir", type=Path, default=Path("data/SimulatedRooms"), metavar="DIR", help="the simulated rooms"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"), metavar="DIR", help="holds the trainings")
-    parser.add_argument(
+    group.add_argument("--output_dir", type=Path, default=Path("runs"), metavar="DIR", help="holds the trainings")
+    group.add_argument(
         "--jobs", type=options.positive_int, default=1, metavar="N", help="trainings at a time, of 1/N of the cores"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print the commands and run none")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    group.add_argument("--dry_run", action="store_true", help="print the commands and run none")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
 
 

@@ -60,16 +60,16 @@ class L1Task(Task):
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__.splitlines()[0])
-    parser.add_argument("--dataset_dir", type=Path, metavar="DIR", help="rooms (default: data/SimulatedRooms)")
-    parser.add_argument("--image_size", type=options.positive_int, default=64, metavar="N", help="pixels")
-    parser.add_argument("--base_channels", type=options.positive_int, default=16, metavar="N", help="of the U-Net")
-    parser.add_argument("--nb_epochs", type=options.positive_int, default=12, metavar="N", help="per training")
-    parser.add_argument("--batch_size", type=options.positive_int, default=32, metavar="N", help="per step")
-    parser.add_argument(
-        "--learning_rate", type=options.positive_float, default=0.002, metavar="LR", help="at the start"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="one training each")
-    parser.add_argument("--num_workers", type=options.non_negative_int, default=2, metavar="N", help="loader processes")
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_dir", type=Path, metavar="DIR", help="rooms (default: data/SimulatedRooms)")
+    group.add_argument("--image_size", type=options.positive_int, default=64, metavar="N", help="side [pixels]")
+    group.add_argument("--num_workers", type=options.non_negative_int, default=2, metavar="N", help="loader processes")
+    group = parser.add_argument_group("training")
+    group.add_argument("--base_channels", type=options.positive_int, default=16, metavar="N", help="of the U-Net")
+    group.add_argument("--nb_epochs", type=options.positive_int, default=12, metavar="N", help="per training")
+    group.add_argument("--batch_size", type=options.positive_int, default=32, metavar="N", help="per step")
+    group.add_argument("--learning_rate", type=options.positive_float, default=0.002, metavar="LR", help="at the start")
+    group.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="one training each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.set_defaults(precision="auto", gpu_ids=None)
     return parser

@@ -18,7 +18,7 @@ from errors import CheckpointError, OptionError
 from models.base import DepthModel, Features, normalize_imagenet
 from models.binaural_attention_model import BinauralEncoder
 from models.blocks import LEVEL_WIDTHS, Decoder, DoubleConv, Encoder, name_levels
-from models.weights import read_pickle
+from models.weights import read_pickle, weights_in
 
 RGB_ENCODERS = ("unet", "resnet50")
 
@@ -358,13 +358,13 @@ def read_pretrained(source: str | Path) -> tuple[str, dict[str, Tensor]]:
     if str(source) == "imagenet":
         from torchvision.models import ResNet50_Weights
 
-        weights = ResNet50_Weights.IMAGENET1K_V2
+        published = ResNet50_Weights.IMAGENET1K_V2
         try:
-            return "resnet50", dict(weights.get_state_dict(progress=False, check_hash=True))
+            return "resnet50", dict(published.get_state_dict(progress=False, check_hash=True))
         except (OSError, RuntimeError) as error:
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             raise CheckpointError(
-                f"--use_pretrained_rgb imagenet: {weights.url} is out of reach ({error}); download it elsewhere and "
+                f"--use_pretrained_rgb imagenet: {published.url} is out of reach ({error}); download it elsewhere and "
                 f"put it into {folder}, or give the file's path"
             ) from error
     path = Path(source)
@@ -373,7 +373,8 @@ def read_pretrained(source: str | Path) -> tuple[str, dict[str, Tensor]]:
     except CheckpointError as error:
         raise CheckpointError(f"--use_pretrained_rgb {error}") from error
     if isinstance(state, dict) and "model_state_dict" in state:
-        return "unet", {key: value for key, value in state["model_state_dict"].items() if key.startswith("encoder.")}
+        weights = weights_in(state, path)
+        return "unet", {key: value for key, value in weights.items() if key.startswith("encoder.")}
     if isinstance(state, dict) and "conv1.weight" in state:
         return "resnet50", state
     raise CheckpointError(

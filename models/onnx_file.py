@@ -15,6 +15,7 @@ from errors import CheckpointError, OptionError
 SUFFIX = ".onnx"
 METADATA = "echo_depth"  # the key in the file's metadata_props under which a JSON text says what it is
 FORMAT = 1  # of that text
+INPUTS = (["waveform"], ["rgb"], ["waveform", "rgb"])  # what a file may take
 
 
 class OnnxNetwork(nn.Module):
@@ -73,9 +74,24 @@ def read_about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """
     if METADATA not in metadata:
         raise CheckpointError(f"{path}: not an export of this toolkit; its metadata have no {METADATA}")
-    about = json.loads(metadata[METADATA])
+    try:
+        about = json.loads(metadata[METADATA])
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+        raise CheckpointError(f"{path}: its metadata {METADATA} are not those of an export; export it again")
     if about["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: has format {about['format']}, this version reads up to {FORMAT}; update the toolkit"
         )
+    model = about.get("model")
+    wrong = {
+        "model": not (isinstance(model, dict) and isinstance(model.get("name"), str)),
+        "inputs": about.get("inputs") not in INPUTS,
+        "output": about.get("output") not in ("metres", "disparity"),
+        "preprocessing": not isinstance(about.get("preprocessing"), dict),
+    }
+    if any(wrong.values()):
+        names = ", ".join(name for name, is_wrong in wrong.items() if is_wrong)
+        raise CheckpointError(f"{path}: its metadata {METADATA} do not say {names}; export it again")
     return about

@@ -24,7 +24,7 @@ from errors import CheckpointError, DataError, OptionError
 from models import DepthModel, onnx_file
 from page.examples import Example
 from training import loop
-from training.checkpoint import load_model, preprocessing_of
+from training.checkpoint import best_value, load_model, preprocessing_of, require_entries
 from training.metrics import image_metrics, valid_pixels
 from training.visualization import DEPTH_COLORS, ECHO_COLORS, lift_echoes
 
@@ -60,6 +60,8 @@ def open_network(path: Path) -> Network:
         raise CheckpointError(f"{path}: an ONNX file goes to predict.py; the page takes the .pth that it was made from")
     model, checkpoint = load_model(path)
     preprocessing = preprocessing_of(model, checkpoint, path)
+    shown = ("max_depth", "min_depth", "resample", *(("dataset",) if checkpoint else ()))
+    require_entries({"preprocessing": preprocessing}, path, "preprocessing", *shown)
     return Network(model, preprocessing, facts_of(path, model, preprocessing, checkpoint or {}))
 
 
@@ -72,9 +74,8 @@ def facts_of(
     facts = [("file", str(path)), ("network", f"{model.name}, {parameters:.2f} M parameters")]
     if checkpoint:
         facts.append(("trained on", f"{preprocessing['dataset']}, {width} x {height}, epoch {checkpoint['epoch']}"))
-    best = checkpoint.get("best", {})
-    value, criterion = best.get("value", math.inf), best.get("criterion", "val_rmse")
-    if model.output == "metres" and math.isfinite(value):
+    value, criterion = best_value(checkpoint), checkpoint.get("best", {}).get("criterion", "val_rmse")
+    if model.output == "metres" and value is not None and math.isfinite(value):
         title = "validation RMSE" if criterion == "val_rmse" else "validation distance from the teacher"
         facts.append((title, f"{value:.3f} m"))
     if model.output == "metres":

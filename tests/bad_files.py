@@ -245,6 +245,21 @@ def with_model(**about):
     return write
 
 
+def with_value(place, value):
+    """A writer that puts a value at its place, such as ``args.license``."""
+
+    def write(path):
+        state = load_checkpoint(path)
+        *above, last = place.split(".")
+        part = state
+        for key in above:
+            part = part[key]
+        part[last] = value
+        save_checkpoint(state, path)
+
+    return write
+
+
 def with_weight(change):
     """A writer that changes the dict of weights."""
 
@@ -268,6 +283,9 @@ def bare_weights(path):
     torch.save(load_checkpoint(path)["model_state_dict"], path)
 
 
+ENDLESS: list = []
+ENDLESS.append(ENDLESS)
+
 CHECKPOINTS = {
     "missing": (Path.unlink, "there is no such file"),
     "truncated": (truncate, "truncated or damaged"),
@@ -281,16 +299,44 @@ CHECKPOINTS = {
     "bare weights": (bare_weights, "network.pth"),
     "list": (lambda path: torch.save([1, 2], path), "network.pth"),
     "later version": (with_part(format=2), "has format 2, this version (0.1.0) reads up to 1; update the toolkit"),
-    "version that is none": (with_part(format="new"), "its format is a str"),
+    "version that is none": (with_part(format="new"), "its format is 'new', not a whole number from 1 on"),
     "no model": (with_part(model=None), "it has no model"),
-    "weights that are none": (with_part(model_state_dict=3), "its model_state_dict is a int"),
+    "weights that are none": (with_part(model_state_dict=3), "its model_state_dict is 3, not a dict"),
     "no weight": (with_part(model_state_dict={}), "holds no weights"),
     "unknown model": (with_model(name="rgb_deep"), "rgb_deep"),
     "other model": (with_model(name="unet_baseline"), "network.pth"),
     "no config": (with_model(config=None), "its model does not say config"),
-    "config that is none": (with_model(config=[4]), "its model's config is no dict"),
-    "config of no network": (with_model(config={"base_channels": -4}), "network.pth"),
+    "config that is none": (with_model(config=[4]), "its model.config is [4], not a dict"),
+    "channels below 1": (with_value("model.config.base_channels", -4), "base_channels is -4, not a whole number"),
+    "channels as text": (with_value("model.config.base_channels", "4"), "base_channels is '4', not a whole number"),
+    "channels as tensor": (with_value("model.config.base_channels", torch.ones(1)), "is of the type Tensor, not"),
+    "more channels than memory": (with_value("model.config.base_channels", 2**17), "of another shape"),
+    "more channels than numbers": (with_value("model.config.base_channels", 2**62), "no model can be built"),
+    "argument that is none": (with_value("model.config.depth_of_field", 3), "depth_of_field"),
+    "choice that is none": (with_value("model.config.bilinear", "no"), "bilinear is 'no', not True or False"),
+    "range that is none": (with_value("model.config.max_depth", float("nan")), "max_depth is nan, not a number of met"),
     "weight missing": (with_weight(lambda weights: weights.popitem()), "1 missing"),
     "weight too many": (with_weight(lambda weights: weights.update(more=torch.ones(1))), "1 unknown (more)"),
     "no preprocessing": (with_part(preprocessing={}), "its preprocessing does not say"),
+    "preprocessing that is none": (with_part(preprocessing=["spectrogram"]), "its preprocessing is ['spect"),
+    "side as text": (with_value("preprocessing.image_size", "32"), "image_size is '32', not a whole number from 1"),
+    "side below 1": (with_value("preprocessing.image_size", -32), "image_size is -32, not a whole number from 1"),
+    "sides below 1": (with_value("preprocessing.image_size", [32, -1]), "image_size is [32, -1], not a whole"),
+    "three sides": (with_value("preprocessing.image_size", [32, 32, 3]), "image_size is [32, 32, 3], not a whole"),
+    "side of no network": (with_value("preprocessing.image_size", 33), "preprocessing.image_size: --image_size 33"),
+    "no depth": (with_value("preprocessing.max_depth", 0), "max_depth is 0, not a number of metres above 0"),
+    "depth as a list": (with_value("preprocessing.max_depth", [30.0]), "max_depth is [30.0], not a number of metres"),
+    "near is far": (with_value("preprocessing.min_depth", 40.0), "min_depth is 40, not below its preprocessing.max_d"),
+    "sound of no format": (with_value("preprocessing.audio_format", "mp3"), "audio_format is 'mp3', not one of spec"),
+    "sound of no length": (with_value("preprocessing.audio_samples", -1), "audio_samples is -1, not a whole number"),
+    "filter that is none": (with_value("preprocessing.rgb_filter", "soft"), "rgb_filter is 'soft', not one of bilin"),
+    "flags that are none": (with_part(args="--lr 3"), "its args is '--lr 3', not a dict"),
+    "flag that is no value": (with_value("args.seed", {"a": 1}), "its args.seed is of the type dict, not a plain va"),
+    "flag of no end": (with_value("args.more", ENDLESS), "its args.more is of the type list, not a plain value"),
+    "flag of no name": (with_part(args={3: 4}), "its args has a name that is 3, not a text"),
+    "share above 1": (with_value("args.label_fraction", 2), "its args.label_fraction is 2, not a number in [0, 1]"),
+    "folder that is none": (with_value("args.dataset_dir", "a\0b"), "its args.dataset_dir is 'a\\x00b', not a path"),
+    "licence that is none": (with_value("args.license", 3), "its args.license is 3, not a text"),
+    "epoch as text": (with_part(epoch="last"), "its epoch is 'last', not a whole number from 0 on"),
+    "epoch beyond count": (with_part(epoch=10**600), "its epoch is of the type int, not a whole number from 0 on"),
 }

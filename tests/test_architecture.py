@@ -15,7 +15,7 @@ FLOORS = [
     {"training.loop", "training.tasks"},
     {"training.task", "training.checkpoint", "training.run_log", "training.visualization", "training.options",
      "training.engine", "training.experiment", "training.baselines", "training.micro_batches",
-     "training.teacher_cache", "training.model_card"},
+     "training.teacher_cache", "training.model_card", "training.checkpoint_schema"},
     {"models", "dataloaders", "simulation", "utils_distillation_loss", "training.depth_losses", "training.metrics",
      "training.alignment"},
     {"training.mapped_rows"},
@@ -24,6 +24,8 @@ FLOORS = [
 ]  # fmt: skip
 SAME_FLOOR = {
     ("training.experiment", "training.checkpoint"),
+    ("training.checkpoint", "training.checkpoint_schema"),
+    ("training.model_card", "training.checkpoint"),
     ("training.micro_batches", "training.task"),
     ("training.experiment", "training.options"),
     ("dataloaders", "simulation"),

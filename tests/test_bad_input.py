@@ -20,11 +20,14 @@ from bad_files import (
 )
 from make_data import read_csv, write_batvision_v2, write_csv
 
+import app
 import check_dataset
 import evaluate
 import export
 import predict
+import train_adabins_distillation
 import train_binaural_attention
+import train_distillation
 import train_rgb_depth
 from dataloaders import create_dataset
 from models import create_model
@@ -260,9 +263,13 @@ def test_a_broken_checkpoint_ends_every_script_with_one_line(name, networks, dat
         refused(run_cli, evaluate.main, "--checkpoint", path, "--dataset_dir", data, *output, "--num_workers", 0),
     ]
     lines.append(refused(run_cli, export.main, "--checkpoint", path, "--output", tmp_path / "o.pt2"))
-    if name not in ("no preprocessing",):  # which a training gets from its own flags
-        given = ("--dataset_dir", data, *output, "--init_from", path)
-        lines.append(refused(run_cli, train_rgb_depth.main, *given, *SMALL))
+    lines.append(refused(run_cli, app.main, "--checkpoint", networks["audio"], "--teacher", path))
+    given = ("--dataset_dir", data, *output, *SMALL)
+    if name != "no preprocessing":  # which a training gets from its own flags
+        lines.append(refused(run_cli, train_distillation.main, *given, "--teacher_checkpoint", path))
+        lines.append(refused(run_cli, train_adabins_distillation.main, *given, "--teacher_checkpoint", path))
+    if name not in ("no preprocessing", "side of no network"):
+        lines.append(refused(run_cli, train_rgb_depth.main, *given, "--init_from", path))
     for line in lines:
         assert "network.pth" in line
     assert says in lines[0]

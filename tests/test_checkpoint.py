@@ -1,5 +1,7 @@
 """Checkpoints say their version; those of earlier ones load; a damaged one ends a resumed run with one line."""
 
+import os
+import random
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 import evaluate
 import predict
 import train_rgb_depth
+from errors import CheckpointError
 from models import create_model
 from models.weights import read_safetensors
 from training.checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, save_model
@@ -94,6 +97,11 @@ def of_no_optimizer(state):
     state["training"]["optimizer_state_dict"] = 3
 
 
+def with_value(part, key, value):
+    """A change that says something else."""
+    return lambda state: state[part].update({key: value})
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -103,9 +111,13 @@ def of_no_optimizer(state):
         (of_another_optimizer, "its training state does not fit"),
         (of_no_optimizer, "its training state does not fit"),
         (without("best"), "does not say epoch"),
-        (without("best", "value"), "its training state does not fit"),
+        (without("best", "value"), "does not say value"),
         (without("step"), "does not say step"),
         (without("args"), "does not say args"),
+        (with_value("args", "batch_size", torch.ones(2)), "its args.batch_size is of the type Tensor"),
+        (with_value("preprocessing", "max_depth", "far"), "its preprocessing.max_depth is 'far', not a number"),
+        (with_value("best", "epoch", -1), "its best.epoch is -1, not a whole number from 0 on"),
+        (with_value("best", "value", [3]), "its best.value is [3], not a number"),
     ],
 )
 def test_a_checkpoint_that_lacks_something_does_not_resume_and_stays(change, says, rooms, stopped, run_cli):
@@ -120,6 +132,73 @@ def test_a_checkpoint_that_lacks_something_does_not_resume_and_stays(change, say
     assert "last.pth" in line
     assert says in line
     assert {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()} == before
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("where", ["anywhere", "where the records are listed"])
+def test_a_bit_that_flipped_is_seen_or_changes_nothing(where, begun, tmp_path):
+    content = (begun / "checkpoints/e/last.pth").read_bytes()
+    expected = load_checkpoint(begun / "checkpoints/e/last.pth")
+    path, draw = tmp_path / "last.pth", random.Random(where)
+    first = 0 if where == "anywhere" else content.index(b"PK\x01\x02")
+    refusals = []
+    for _ in range(60):
+        flipped = bytearray(content)
+        flipped[draw.randrange(first, len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            assert same(load_checkpoint(path), expected)
+        except CheckpointError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 20
+    assert all(f"{path}" in line and "damaged" in line for line in refusals)
+
+
+def test_a_record_that_is_said_to_be_a_folder_is_refused(begun, tmp_path):
+    """As torch.load takes it, the tensor is what the memory held before."""
+    content = bytearray((begun / "checkpoints/e/last.pth").read_bytes())
+    entry = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 1)
+    content[entry + 38] |= 0x10  # the first byte of its external attributes
+    (tmp_path / "last.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last.pth is damaged: its record archive/\S+ is said to be a folder"):
+        load_checkpoint(tmp_path / "last.pth")
+
+
+def test_a_damaged_checkpoint_names_what_is_beside_it(rooms, stopped, run_cli):
+    path = stopped / "checkpoints/e/last.pth"
+    shutil.copy(path, path.with_name("checkpoint_0001.pth"))
+    os.utime(path.with_name("best_model.pth"), (0, 0))
+    weight = load_checkpoint(path)["model_state_dict"]["encoder.levels.0.1.running_var"].numpy().tobytes()
+    content = path.read_bytes()
+    assert content.count(weight) == 1
+    at = content.index(weight)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    code, _, errors = run_cli(train_rgb_depth.main, *train(rooms, stopped, "--resume"))
+    assert code == 2
+    assert f"{path} is damaged: the checksum of its record archive/data/" in errors
+    assert errors.endswith("is wrong; copy it again, or fall back to checkpoint_0001.pth, best_model.pth\n")
+    assert run_cli(train_rgb_depth.main, *train(rooms, stopped, "--checkpoints", 1))[0] == 0
+
+
+def test_a_file_that_was_written_without_checksums_is_read(begun, tmp_path):
+    state = load_checkpoint(begun / "checkpoints/e/last.pth")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "without.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    torch.save(state, tmp_path / "of_old_torch.pth", _use_new_zipfile_serialization=False)
+    for path in tmp_path.glob("*.pth"):
+        assert same(load_checkpoint(path), state)
 
 
 def test_a_network_is_opened_without_what_only_a_training_needs(stopped):

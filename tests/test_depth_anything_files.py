@@ -321,6 +321,36 @@ def test_a_checkpoint_of_this_toolkit_comes_with_its_past(model, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- the tool
 
 
+def test_a_card_lies_beside_what_was_converted(weights, tmp_path, run_cli):
+    path = write(weights, tmp_path / "a.safetensors")
+    code, _, _ = run(run_cli, path, tmp_path / "b.pth", "--layout", "flat")
+    card = (tmp_path / "b.md").read_text()
+    assert code == 0
+    assert card.startswith("# b.pth\n\nRelative disparity from a picture: `depth_anything`, ")
+    assert "Weights alone (.pth), in the flat layout." in card
+    assert "[B, 3, 112, 112]" in card
+    (tmp_path / "b.pth").unlink()
+    code, _, errors = run(run_cli, path, tmp_path / "b.pth", "--layout", "flat")
+    assert code == 2 and "b.md exists" in errors
+
+
+def test_the_licence_of_a_student_goes_with_its_weights(model, weights, tmp_path, run_cli):
+    state = {
+        "format": 1,
+        "model": {"name": "depth_anything", "config": model.config},
+        "model_state_dict": weights,
+        "preprocessing": {"image_size": 112},
+        "args": {"license": "CC-BY-NC-4.0", "dataset": "images"},
+        "epoch": 4,
+        "versions": {},
+    }
+    save_checkpoint(state, tmp_path / "last.pth")
+    code, _, _ = run(run_cli, tmp_path / "last.pth", tmp_path / "b.safetensors", "--layout", "original")
+    assert code == 0
+    assert read_weights(tmp_path / "b.safetensors")[1]["license"] == "CC-BY-NC-4.0"
+    assert "Of the weights: CC-BY-NC-4.0." in (tmp_path / "b.md").read_text()
+
+
 def run(run_cli, *arguments):
     return run_cli(convert_checkpoint.main, *arguments)
 

@@ -271,7 +271,19 @@ def broken_onnx(kind, folder, ears):
     elif kind == "newer":
         proto = onnx.load(ears)
         export.write_onnx(path, proto, {"format": 2})
+    elif kind in CHANGED:
+        about = OnnxNetwork(ears).about
+        export.write_onnx(path, onnx.load(ears), {**about, **CHANGED[kind](about)})
     return path
+
+
+CHANGED = {  # what a file says otherwise of itself
+    "versionless": lambda about: {"format": "new"},
+    "mute": lambda about: {"inputs": ["sound"], "output": 3},
+    "unprepared": lambda about: {"preprocessing": {}},
+    "sideless": lambda about: {"preprocessing": {**about["preprocessing"], "image_size": "32"}},
+    "endless": lambda about: {"preprocessing": {**about["preprocessing"], "audio_samples": -1}},
+}
 
 
 @pytest.mark.parametrize(
@@ -282,6 +294,11 @@ def broken_onnx(kind, folder, ears):
         ("foreign", "not an export of this toolkit"),
         ("newer", "has format 2"),
         ("missing", "no such file"),
+        ("versionless", "its metadata echo_depth are not those of an export"),
+        ("mute", "its metadata echo_depth do not say inputs, output"),
+        ("unprepared", "its preprocessing does not say image_size, audio_samples, resample"),
+        ("sideless", "its preprocessing.image_size is '32', not a whole number"),
+        ("endless", "its preprocessing.audio_samples is -1, not a whole number"),
     ],
 )
 def test_an_onnx_file_that_is_none_of_ours(networks, tmp_path, run_cli, kind, named):

@@ -169,6 +169,11 @@ def test_both_networks_metrics_stand_in_the_csv(rooms, tmp_path):
     assert "training" not in student
     ear = create_model("adabins_audio", **student["model"]["config"])
     ear.load_state_dict(student["model_state_dict"])
+    hears, sees = ((tmp_path / f"checkpoints/e/{name}.md").read_text() for name in ("student", "teacher"))
+    assert hears.startswith("# student.pth\n\nDepth in metres from the echo of a chirp at two ears: `adabins_audio`")
+    assert f"RMSE {student['best']['value']:.4f} m" in hears
+    assert sees.startswith("# teacher.pth\n\nDepth in metres from a picture: `adabins_rgb`")
+    assert "None are known." in sees
 
 
 def test_the_student_needs_no_teacher_in_use(rooms, tmp_path, run_cli):

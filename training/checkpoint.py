@@ -35,28 +35,28 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from errors import CheckpointError, UserError
+from dataloaders import DATASETS
+from dataloaders.transforms import size_pair
+from errors import CheckpointError, OptionError, UserError
 from models import DepthModel, create_model
 from models.depth_anything import DepthAnything, restore_depth_anything
 from models.depth_anything_files import LICENSES, canonical_keys
-from models.weights import SAFETENSORS, load_strictly, read_metadata, read_pickle, read_safetensors, weights_in
+from models.weights import (
+    SAFETENSORS,
+    check_fit,
+    load_strictly,
+    read_metadata,
+    read_pickle,
+    read_safetensors,
+    weights_in,
+)
+from training.checkpoint_schema import check_values
 from training.files import write_whole
 from training.version import VERSION
 
 FORMAT = 1
+KEPT = ("last.pth", "checkpoint_*.pth", "best_model.pth")  # what a run saves beside each other
 OWN_LICENSE = "that of its training data"
-# What each part is, where it is there; those of REQUIRED always are.
-KINDS = {
-    "format": int,
-    "model": dict,
-    "model_state_dict": dict,
-    "preprocessing": dict,
-    "args": dict,
-    "epoch": int,
-    "step": int,
-    "best": dict,
-    "training": dict,
-}
 REQUIRED = ("format", "model", "model_state_dict", "preprocessing", "epoch")
 
 
@@ -100,11 +100,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, with ``weights_only=True``: a pickle that would run code is refused.
 
     Raises:
-        CheckpointError: the file is missing, truncated, unsafe or not one of this toolkit's checkpoints.
+        CheckpointError: the file is missing, truncated, damaged, unsafe or not one of this toolkit's checkpoints.
     """
     if path.suffix == SAFETENSORS:
         raise CheckpointError(f"{path}: holds weights alone; this takes a checkpoint, a .pth of a training script")
-    return check_checkpoint(read_pickle(path), path)
+    return check_checkpoint(read_saved(path), path)
+
+
+def read_saved(path: Path) -> Any:
+    """Read as :func:`models.weights.read_pickle`, and name what a run has saved beside a file that cannot be read.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged or unsafe.
+    """
+    try:
+        return read_pickle(path)
+    except CheckpointError as error:
+        beside = [other for pattern in KEPT for other in path.parent.glob(pattern) if other.name != path.name]
+        if not beside:
+            raise
+        newest = sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)[:3]
+        raise CheckpointError(f"{error}, or fall back to {', '.join(other.name for other in newest)}") from error
 
 
 def check_checkpoint(state: Any, path: Path) -> dict[str, Any]:
@@ -118,18 +134,12 @@ def check_checkpoint(state: Any, path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a checkpoint of this toolkit; it has no {', '.join(missing)}; give one of a training script"
         )
-    for key, kind in KINDS.items():
-        if key in state and not isinstance(state[key], kind):
-            raise CheckpointError(
-                f"{path}: not a checkpoint of this toolkit; its {key} is a {type(state[key]).__name__}"
-            )
-    if state["format"] > FORMAT:
+    if type(state["format"]) is int and state["format"] > FORMAT:  # a later one may hold other kinds of values
         raise CheckpointError(
             f"{path}: has format {state['format']}, this version ({VERSION}) reads up to {FORMAT}; update the toolkit"
         )
+    check_values(state, path)
     require_entries(state, path, "model", "name", "config")
-    if not isinstance(state["model"]["config"], dict):
-        raise CheckpointError(f"{path}: not a checkpoint of this toolkit; its model's config is no dict")
     return state
 
 
@@ -150,16 +160,48 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> DepthModel:
     """Build the model that a checkpoint names, with its weights, in eval mode.
 
     Raises:
-        CheckpointError: the model is unknown, cannot be built, or the weights are not its own.
+        CheckpointError: the model is unknown, cannot be built, or the weights or the preprocessing are not its own.
     """
+    name, config = checkpoint["model"]["name"], checkpoint["model"]["config"]
     try:
-        model = create_model(checkpoint["model"]["name"], **checkpoint["model"]["config"])
+        with torch.device("meta"):  # without memory: a size that is wrong may be larger than this machine
+            check_fit(create_model(name, **config), weights_in(checkpoint["model_state_dict"], path), path)
+        model = create_model(name, **config)
+    except CheckpointError:
+        raise
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # sizes that no network has end in any way
         raise CheckpointError(f"{path}: no model can be built as it says ({error})") from error
     load_weights(model, checkpoint, path)
+    check_preprocessing(model, checkpoint.get("preprocessing", {}), path)
     return model.eval()
+
+
+def check_preprocessing(model: DepthModel, preprocessing: Mapping[str, Any], path: Path) -> None:
+    """Make sure that samples that are made as a checkpoint says can go into its network.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    if "audio" in model.inputs and preprocessing.get("audio_format", "") is None:
+        raise CheckpointError(
+            f"{path}: its preprocessing.audio_format is None, and its {model.name} hears; take another"
+        )
+    try:
+        for side in size_pair(preprocessing.get("image_size", 2 * model.size_multiple)):
+            model.check_image_size(side)
+    except OptionError as error:
+        raise CheckpointError(f"{path}: of its preprocessing.image_size: {error}") from error
+
+
+def best_value(checkpoint: Mapping[str, Any]) -> float | None:
+    """Return the validation figure of the best epoch so far, metres of RMSE mostly; None where it is not said.
+
+    The first version called it ``rmse``, while it could be nothing else.
+    """
+    best = checkpoint.get("best", {})
+    return best.get("value", best.get("rmse"))
 
 
 def dataset_options_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -173,6 +215,10 @@ def dataset_options_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]
     require_entries(checkpoint, path, "args", "dataset", "dataset_dir")
     require_entries(checkpoint, path, "preprocessing", "image_size", "max_depth", "min_depth", "resample")
     trained, preprocessing = checkpoint["args"], checkpoint["preprocessing"]
+    if trained["dataset"] not in DATASETS:
+        raise CheckpointError(
+            f"{path}: its args.dataset is {trained['dataset']}; known are {', '.join(sorted(DATASETS))}"
+        )
     options = {
         "name": trained["dataset"],
         "dataset_dir": trained["dataset_dir"],
@@ -196,15 +242,16 @@ def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:
         The network, and its checkpoint; None for a bare file, which says nothing about preprocessing or training.
 
     Raises:
-        CheckpointError: the file is missing, truncated, unsafe, or of no network that is known here.
+        CheckpointError: the file is missing, truncated, damaged, unsafe, or of no network that is known here.
     """
     if path.suffix == SAFETENSORS:
         weights, metadata = read_safetensors(path)
         named = named_model(metadata)
         if named is not None and named["name"] != DepthAnything.name:
+            check_values({"model": named}, path)
             return restore_model({"model": named, "model_state_dict": weights}, path), None
     else:
-        state = read_pickle(path)
+        state = read_saved(path)
         if isinstance(state, dict) and "format" in state:
             checkpoint = check_checkpoint(state, path)
             return restore_model(checkpoint, path), checkpoint
@@ -312,4 +359,7 @@ def load_weights(model: DepthModel, checkpoint: dict[str, Any], path: Path) -> N
     ]
     if differing:
         raise CheckpointError(f"{path}: was trained with {', '.join(differing)}; give the same flags")
+    unknown = sorted(saved["config"].keys() - model.config.keys())
+    if unknown:
+        raise CheckpointError(f"{path}: its model.config says {', '.join(unknown)}, which no {model.name} has")
     load_strictly(model, weights_in(checkpoint["model_state_dict"], path), path)

@@ -15,7 +15,16 @@ from training.options import plain_arguments
 
 # What a run writes, folder by folder: nothing else is ever moved or removed.
 WRITTEN = {
-    "checkpoints": ("checkpoint_*.pth", "last.pth", "best_model.pth", "student.pth", "teacher.pth", "args.json"),
+    "checkpoints": (
+        "checkpoint_*.pth",
+        "last.pth",
+        "best_model.pth",
+        "student.pth",
+        "teacher.pth",
+        "student.md",
+        "teacher.md",
+        "args.json",
+    ),
     "results": ("epoch_*.png", "metrics.csv", "curves.png"),
     "logs": ("console.log", "steps.csv"),
 }

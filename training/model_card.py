@@ -14,7 +14,10 @@ from typing import Any
 
 from dataloaders.transforms import SAMPLE_RATE, size_pair
 from models import DepthModel
+from training.checkpoint import best_value
+from training.files import write_whole, writing
 
+SUFFIX = ".md"
 SENSES = {"audio": "the echo of a chirp at two ears", "rgb": "a picture"}
 DATA_LICENSES = {
     "batvisionv1": "CC-BY-SA-4.0",
@@ -65,6 +68,17 @@ def model_card(
     return head + "".join(f"\n## {name}\n\n{text}\n" for name, text in sections.items())
 
 
+def write_card(path: Path, card: str) -> None:
+    """Write the card of a file beside it, under its name with the suffix .md.
+
+    Raises:
+        OptionError: the disk is full or not writable.
+    """
+    beside = path.with_suffix(SUFFIX)
+    with writing(beside), write_whole(beside) as file:
+        file.write(card.encode(errors="backslashreplace"))  # paths in it may have any bytes
+
+
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
     """Return a Markdown table of name, shape and meaning."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [("", "shape, float32", ""), ("---", "---", "---"), *rows])
@@ -110,7 +124,7 @@ def data_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> list[
         by = ", by the distance from the teacher's answers, not from measured depth"
     lines = [f"Learnt from the split `train` of `{trained['dataset']}`, epochs compared on its split `val`{by}."]
     if labels < 1:
-        lines.append(f"{labels:.4g} of the training pairs had measured depth (label_seed {trained['label_seed']}).")
+        lines.append(f"{labels:.4g} of the training pairs had measured depth (label_seed {trained.get('label_seed')}).")
     if trained.get("holdout_location"):
         lines.append(f"Neither split has the locations {trained['holdout_location']}.")
     return [*lines, "The split `test` took no part."]
@@ -120,8 +134,9 @@ def figure_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> lis
     """Say how good the epoch was by which the run compared its epochs, where it is the one in the file."""
     if checkpoint is None or checkpoint.get("best", {}).get("epoch") != checkpoint["epoch"]:
         return []
-    best, criterion = checkpoint["best"], criterion_of(model, checkpoint)
-    value = best.get("value", best.get("rmse"))  # it was called so while it could be nothing else
+    value, criterion = best_value(checkpoint), criterion_of(model, checkpoint)
+    if value is None:
+        return []
     unit = " m" if model.output == "metres" else ""
     if criterion == "val_distance":
         figure = f"distance from the teachers' answers {value:.4f}{unit}"

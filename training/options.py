@@ -16,6 +16,7 @@ from dataloaders import AUDIO_FORMATS, DATASETS, DEFAULT_DIRS
 from errors import OptionError
 from training.depth_losses import TASK_LOSSES
 
+EPOCHS = "number of epochs"
 PRECISIONS = ("auto", "32", "bf16", "16")
 
 
@@ -219,17 +220,18 @@ def add_training_options(
     *,
     learning_rate: float = 1e-3,
     wandb_project: str = "batvision-depth-estimation",
+    epochs: str = EPOCHS,
 ) -> None:
     """Add what every training script ends with: optimiser, experiment, device, repeatability."""
-    add_optimization_options(parser, learning_rate=learning_rate)
+    add_optimization_options(parser, learning_rate=learning_rate, epochs=epochs)
     add_experiment_options(parser, wandb_project=wandb_project)
     add_run_options(parser)
 
 
 def add_optimization_options(
-    parser: argparse.ArgumentParser, *, batch_size: int = 64, learning_rate: float = 1e-3
+    parser: argparse.ArgumentParser, *, batch_size: int = 64, learning_rate: float = 1e-3, epochs: str = EPOCHS
 ) -> None:
-    """Add the optimiser's flags."""
+    """Add the optimiser's flags; ``epochs`` is the help of their number."""
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--batch_size", type=positive_int, default=batch_size, metavar="N", help="over all processes together"
@@ -242,7 +244,7 @@ def add_optimization_options(
         "and half as many whenever the memory runs out)",
     )
     group.add_argument("--learning_rate", type=positive_float, default=learning_rate, metavar="LR", help="at the start")
-    group.add_argument("--nb_epochs", type=positive_int, default=200, metavar="N", help="number of epochs")
+    group.add_argument("--nb_epochs", type=positive_int, default=200, metavar="N", help=epochs)
     group.add_argument(
         "--steps_per_epoch",
         type=positive_int,
@@ -258,15 +260,17 @@ def add_optimization_options(
         default="cosine",
         help="cosine: to 0 over all steps; step: to a tenth at 1/2 and at 3/4 of them",
     )
-    group.add_argument("--limit_train_batches", type=positive_int, metavar="N", help="end an epoch after N batches")
-    group.add_argument("--limit_val_batches", type=positive_int, metavar="N", help="validate on N batches")
-    group.add_argument("--stop_after_epoch", type=positive_int, metavar="N", help="leave after epoch N, to be resumed")
+    group.add_argument("--limit_train_batches", type=positive_int, metavar="N", help="of an epoch (default: all)")
+    group.add_argument("--limit_val_batches", type=positive_int, metavar="N", help="of a validation (default: all)")
+    group.add_argument("--stop_after_epoch", type=positive_int, metavar="N", help="to resume later (default: the last)")
 
 
 def add_experiment_options(parser: argparse.ArgumentParser, *, wandb_project: str) -> None:
     """Add where a run is kept, how it goes on, and where it is logged."""
     group = parser.add_argument_group("experiment")
-    group.add_argument("--experiment_name", metavar="NAME", help="(default: <stage>_<dataset>_BS<batch>_Lr<lr>)")
+    group.add_argument(
+        "--experiment_name", metavar="NAME", help="of its folders (default: <stage>_<dataset>_BS<batch>_Lr<lr>)"
+    )
     group.add_argument(
         "--output_dir", type=Path, default=Path(), metavar="DIR", help="holds checkpoints/, results/ and logs/"
     )

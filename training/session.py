@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from errors import CheckpointError, OptionError
 from training import loop, optimizers
-from training.checkpoint import FORMAT, load_weights, save_checkpoint
+from training.checkpoint import FORMAT, best_value, load_weights, save_checkpoint
 from training.engine import resolve_precision, synchronize_batch_norm
 from training.experiment import Experiment, Start
 from training.loop import Plan, Progress
@@ -282,18 +282,19 @@ def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimi
     """
     if start.checkpoint is None or start.weights_only:
         return Progress()
-    training, best = start.checkpoint["training"], start.checkpoint["best"]
+    training, best = start.checkpoint["training"], best_value(start.checkpoint)
+    if best is None:
+        raise CheckpointError(f"{start.path}: not a whole checkpoint; its best does not say value; copy it again")
     asked_for = [{key: group[key] for key in ("lr", "weight_decay")} for group in optimizer.param_groups]
     try:
         task.load_extra_state(training["task_state_dict"])
         optimizer.load_state_dict(training["optimizer_state_dict"])
         fabric._precision.load_state_dict(training["precision_state_dict"])
-        value = best["value"] if "value" in best else best["rmse"]  # it was called so while it could be nothing else
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # what was not written by this task and this optimiser ends in any way
         raise CheckpointError(f"{start.path}: its training state does not fit these flags ({error})") from error
     for group, asked in zip(optimizer.param_groups, asked_for, strict=True):
         group.update(asked, initial_lr=asked["lr"])
-    return Progress(start.checkpoint["epoch"], start.checkpoint["step"], value, best["epoch"])
+    return Progress(start.checkpoint["epoch"], start.checkpoint["step"], best, start.checkpoint["best"]["epoch"])
 
 
 def checkpoint_state(
