@@ -26,7 +26,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +91,8 @@ class Form:
         kept = self.encode(prepared)
         if self.exact:
             return kept if torch.equal(self.decode(kept), prepared) else None
-        return kept if prepared.abs().max() <= torch.finfo(kept.dtype).max else None
+        low, high = prepared.aminmax()
+        return kept if max(-low, high) <= torch.finfo(kept.dtype).max else None
 
 
 def _to_float(kept: Tensor) -> Tensor:
@@ -125,7 +128,7 @@ class SampleCache:
         root: ``--cache_dir``, made if it is not there.
         dataset: whose rows are prepared, each file of them once; a file that is broken is an error also where its row
             has lost its label to ``--label_fraction``.
-        num_workers: processes that prepare; 0 does it in this one.
+        num_workers: processes that prepare; 0 does it in this one, on as many threads as it computes on.
 
     Raises:
         OptionError: the folder cannot be written to.
@@ -273,7 +276,7 @@ def _outdated(root: Path, key: dict[str, Any]) -> list[Path]:
 
 
 class _Preparation(Dataset):
-    """Rows -> (row, what is kept of it), for the worker processes that build a cache."""
+    """Rows -> (row, what is kept of it), for the processes or threads that build a cache."""
 
     def __init__(self, dataset: DepthDataset, modality: str, form: int, rows: np.ndarray) -> None:
         self.dataset, self.modality, self.form, self.rows = dataset, modality, form, rows
@@ -303,25 +306,17 @@ def _build(
 def _fill(kept: MappedRows, dataset: DepthDataset, modality: str, form: int, num_workers: int) -> bool:
     """Prepare the rows that are not done; return False at the first that the form does not hold."""
     missing = np.flatnonzero(kept.done == 0)
-    loader = DataLoader(
-        _Preparation(dataset, modality, form, missing),
-        batch_size=BATCH,
-        num_workers=min(num_workers, -(-len(missing) // BATCH)),
-        collate_fn=list,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # one of its own: the run's random numbers stay the same
-    )
     written: list[int] = []
     committed = time.monotonic()
     bar = tqdm(total=len(missing), desc=f"preparing {dataset.split} {modality}", unit="sample", disable=None)
     try:
-        with bar:
-            for batch in loader:
-                for row, values in batch:
-                    if values is None:
-                        return False
-                    kept.values[row] = values.numpy()
-                    written.append(row)
+        with bar, _prepared(_Preparation(dataset, modality, form, missing), num_workers) as batches:
+            for batch in batches:
+                rows, values = zip(*batch, strict=True)
+                if any(value is None for value in values):
+                    return False
+                kept.write(rows, (value.numpy() for value in values))
+                written += rows
                 bar.update(len(batch))
                 if time.monotonic() - committed > COMMIT_EVERY:
                     kept.mark(np.array(written))
@@ -330,3 +325,27 @@ def _fill(kept: MappedRows, dataset: DepthDataset, modality: str, form: int, num
         if written:
             kept.mark(np.array(written))
     return True
+
+
+@contextmanager
+def _prepared(work: _Preparation, num_workers: int) -> Iterator[Iterable[list[tuple[int, Tensor | None]]]]:
+    """Yield the items of ``work`` in lists, in order; an error of the first that is broken is raised among them."""
+    if num_workers:
+        yield DataLoader(
+            work,
+            batch_size=BATCH,
+            num_workers=min(num_workers, -(-len(work) // BATCH)),
+            collate_fn=list,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # one of its own: the run's random numbers stay the same
+        )
+        return
+    # A sample on each thread, not each step of one sample on all: many of its steps run on one thread anyway.
+    threads = torch.get_num_threads()
+    starts = range(0, len(work), BATCH * threads)
+    try:
+        # Readers silence warnings, which threads of one process share: in the end they are as they were.
+        with warnings.catch_warnings(), ThreadPoolExecutor(threads, "prepare", torch.set_num_threads, (1,)) as pool:
+            yield (list(pool.map(work.__getitem__, range(len(work))[start:][: starts.step])) for start in starts)
+    finally:
+        torch.set_num_threads(threads)  # also for threads to come

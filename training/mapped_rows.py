@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class MappedRows:
         name: str = "rows.npy",
         creates: bool = True,
     ) -> None:
-        self.folder, self._flag = folder, flag
+        self.folder, self._flag, self._file = folder, flag, folder / name
         if creates:
             self._lay_out(dict(key), shape, dtype, name)
         try:
@@ -67,11 +67,21 @@ class MappedRows:
 
     def keep(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Write some rows, and then that they are done."""
-        self.values[rows] = values
+        self.write(rows, values)
         self.mark(rows)
 
+    def write(self, rows: Iterable[int], values: Iterable[np.ndarray]) -> None:
+        """Write some rows; they are done only when :meth:`mark` says so.
+
+        Not into the mapping, which shows them all the same: there each page of a new file would first be faulted in.
+        """
+        with self._file.open("r+b") as file:
+            for row, value in zip(rows, values, strict=True):
+                file.seek(self.values.offset + int(row) * self.values.strides[0])
+                file.write(np.ascontiguousarray(value, self.values.dtype).data)
+
     def mark(self, rows: np.ndarray) -> None:
-        """Flush what was written to ``values``, and then that these rows of it are done."""
+        """Flush what was written, and then that these rows are done."""
         self.values.flush()
         self.done[rows] = 1
         self.done.flush()
