@@ -20,13 +20,7 @@ REAL_SAMPLES = Path(__file__).resolve().parent.parent / "shared" / "samples" / "
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="of a network that hears: any .pth of a training script",
-    )
+    options.add_checkpoint_option(parser, "of a network that hears: any .pth of a training script")
     parser.add_argument(
         "--teacher",
         type=Path,

@@ -55,10 +55,7 @@ class Candidate:
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, nargs="+", metavar="FILE",
-        help="any .pth of a training script, or Depth Anything's weights (.pth, .safetensors); several are compared",
-    )  # fmt: skip
+    options.add_checkpoint_option(parser, f"{options.WEIGHTS}; several are compared", several=True)
     group = parser.add_argument_group("data (default: what the first checkpoint was trained on)")
     group.add_argument("--dataset", choices=sorted(DATASETS), help="any data set that has what the model takes")
     group.add_argument("--dataset_dir", type=Path, metavar="DIR", help="its folder")

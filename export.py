@@ -90,7 +90,7 @@ class EndToEnd(nn.Module):
 
 
 class EndToEndSamples(Dataset):
-    """The samples of a data set, with the ``waveform`` [2, N] beside the spectrogram where the network takes it."""
+    """The samples of a data set, with the ``waveform`` [2, N] in place of the spectrogram."""
 
     def __init__(self, dataset: DepthDataset, network: EndToEnd) -> None:
         self.dataset, self.network = dataset, network
@@ -99,10 +99,12 @@ class EndToEndSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
-        if "waveform" in self.network.inputs:
-            wave = self.dataset.read_audio(self.dataset.rows[index])
-            sample["waveform"] = prepare_wave(wave, self.network.preprocessing)
+        sample: dict[str, Any] = {"id": self.dataset.ids[index], "index": index}
+        for modality in self.dataset.modalities:
+            if modality == "audio":  # its spectrogram is made by the file
+                sample["waveform"] = self.dataset.read_wave(index, self.network.preprocessing)
+            else:
+                sample[modality] = self.dataset.prepare(index, modality)
         return sample
 
 
@@ -128,13 +130,7 @@ class Measured:
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="any .pth of a training script, or Depth Anything's weights (.pth, .safetensors)",
-    )
+    options.add_checkpoint_option(parser)
     parser.add_argument(
         "--output",
         type=Path,

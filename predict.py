@@ -54,13 +54,7 @@ class Job:
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="any .pth of a training script, an .onnx of export.py, or Depth Anything's weights (.pth, .safetensors)",
-    )
+    options.add_checkpoint_option(parser, f"an .onnx of export.py, {options.WEIGHTS}")
     group = parser.add_argument_group("what to predict")
     group.add_argument("--audio", type=Path, metavar="PATH", help="a stereo recording, or a folder of .wav files")
     group.add_argument(

@@ -30,9 +30,7 @@ from training.engine import create_fabric
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser((__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, nargs="+", metavar="FILE", help="of networks that hear"
-    )
+    options.add_checkpoint_option(parser, "of networks that hear", several=True)
     parser.add_argument("--dataset_dir", type=Path, metavar="DIR", help="samples (default: where each was trained)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="which samples")
     parser.add_argument("--num_workers", type=options.non_negative_int, default=2, metavar="N", help="loader processes")

@@ -6,7 +6,7 @@ A data set says where its rows are (``find_rows``) and how it reads one (``read_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -245,6 +245,11 @@ class DepthDataset(Dataset):
             if modality == "rgb":
                 return transforms.prepare_rgb(self.read_rgb(row), self.preprocessing)  # [3, S, S]
             return self._depth(index) if row.has("depth") else self._no_depth()  # [1, S, S]
+
+    def read_wave(self, index: int, preprocessing: Mapping[str, Any]) -> Tensor:
+        """Read a row's sound, cut as a network's preprocessing says: [2, N] at 44.1 kHz, of which ``audio`` is made."""
+        with self._naming(index, "audio"):
+            return transforms.prepare_wave(self.read_audio(self.rows[index]), preprocessing)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))

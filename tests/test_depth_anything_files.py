@@ -379,7 +379,7 @@ def test_metadata_travel_or_are_named(model, tmp_path, run_cli):
     assert run(run_cli, tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--layout", "nested")[0] == 0
     assert read_safetensors(tmp_path / "b.safetensors")[1]["license"] == "MIT"
     assert torch.equal(answers(load_model(tmp_path / "b.safetensors")[0]), answers(model))
-    _, out, _ = run(run_cli, tmp_path / "a.safetensors", tmp_path / "b.pth", "--layout", "nested")
+    _, out, _ = run(run_cli, tmp_path / "a.safetensors", tmp_path / "c.pth", "--layout", "nested")
     assert "dropped  the metadata config, license" in out
 
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 import export
 import predict
-from dataloaders import create_dataset, prepare_wave
+from dataloaders import create_dataset
 from models import DepthModel, create_model
 from models.onnx_file import METADATA, OnnxNetwork
 from models.weights import read_pickle
@@ -89,8 +89,7 @@ def refused(run_cli, main, *flags):
 def room_inputs(dataset, index):
     """What a file takes of a room, and what the network takes of it."""
     sample = dataset[index]
-    wave = prepare_wave(dataset.read_audio(dataset.rows[index]), dataset.preprocessing)
-    return {"waveform": wave, "rgb": sample["rgb"]}, sample
+    return {"waveform": dataset.read_wave(index, dataset.preprocessing), "rgb": sample.get("rgb")}, sample
 
 
 def recording(path, rate=44_100, channels=2, frames=4_000):
@@ -174,6 +173,25 @@ def rmse_of(path, dataset):
         truth = sample["depth"].numpy()
         errors.append(np.sqrt(np.mean((answer[0] - truth)[truth > 0] ** 2)))
     return np.mean(errors)
+
+
+def test_a_recording_is_read_once_and_its_spectrogram_is_left_to_the_file(networks, rooms, monkeypatch):
+    preprocessing = create_dataset("simulated", rooms, "train", image_size=SIZE).preprocessing
+    dataset = create_dataset("simulated", rooms, "val", image_size=SIZE, modalities={"audio", "depth"})
+    expected = dataset[1]
+    network = export.EndToEnd(networks.models["ears"], preprocessing)
+    wave = room_inputs(dataset, 1)[0]["waveform"]
+    read = []
+    monkeypatch.setattr(
+        dataset, "read_audio", lambda row, reader=dataset.read_audio: (read.append(row), reader(row))[1]
+    )
+    monkeypatch.setattr("dataloaders.transforms.spectrogram", None)
+    sample = export.EndToEndSamples(dataset, network)[1]
+    assert read == [dataset.rows[1]]
+    assert sample.keys() == {"id", "index", "waveform", "depth"}
+    assert torch.equal(sample["waveform"], wave)
+    assert torch.equal(sample["depth"], expected["depth"])
+    assert (sample["id"], sample["index"]) == (expected["id"], expected["index"])
 
 
 def test_what_8_bits_cost_is_said_truly(networks, eyes, rooms, tmp_path, run_cli):

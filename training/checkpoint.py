@@ -117,7 +117,7 @@ def read_saved(path: Path) -> Any:
         return read_pickle(path)
     except CheckpointError as error:
         beside = [other for pattern in KEPT for other in path.parent.glob(pattern) if other.name != path.name]
-        if not beside:
+        if not beside or not path.is_file():
             raise
         newest = sorted(beside, key=lambda other: other.stat().st_mtime, reverse=True)[:3]
         raise CheckpointError(f"{error}, or fall back to {', '.join(other.name for other in newest)}") from error

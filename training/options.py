@@ -17,6 +17,7 @@ from errors import OptionError
 from training.depth_losses import TASK_LOSSES
 
 EPOCHS = "number of epochs"
+WEIGHTS = "any .pth of a training script, or Depth Anything's weights (.pth, .safetensors)"
 PRECISIONS = ("auto", "32", "bf16", "16")
 
 
@@ -284,6 +285,12 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, wandb_project: st
     start.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
     group.add_argument("--use_wandb", action="store_true", help="log to Weights & Biases (WANDB_MODE=offline works)")
     group.add_argument("--wandb_project", default=wandb_project, metavar="NAME", help="its project")
+
+
+def add_checkpoint_option(group: argparse._ActionsContainer, help: str = WEIGHTS, *, several: bool = False) -> None:
+    """Add the file of the network that a script opens, or of ``several``; ``help`` says which files it takes."""
+    nargs = "+" if several else None
+    group.add_argument("--checkpoint", type=Path, required=True, nargs=nargs, metavar="FILE", help=help)
 
 
 def add_one_device_options(parser: argparse.ArgumentParser, *, exact: bool = False) -> None:
