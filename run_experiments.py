@@ -205,7 +205,7 @@ def test_all(
             if not images.is_file() or images.stat().st_mtime < best.stat().st_mtime:
                 command = ["evaluate.py", "--checkpoint", f"{best}", "--json", f"{report}", "--per_image", f"{images}"]
                 command += ["--num_workers", "0", "--output_dir", f"{laboratory.output_dir}", *suite.evaluate]
-                ended = laboratory.call(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                ended = laboratory.call(command)
                 if ended.returncode:
                     last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
                     failed[run.name, seed] = f"its test failed: {last}"
@@ -225,7 +225,7 @@ def draw_rooms(laboratory: Laboratory, suite: Suite, scores: dict[str, Scores], 
     command = ["evaluate.py", "--checkpoint", *files, "--cases", f"{path}", "--num_workers", "0"]
     command += ["--output_dir", f"{laboratory.output_dir}", *suite.evaluate]
     path.parent.mkdir(parents=True, exist_ok=True)
-    ended = laboratory.call(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ended = laboratory.call(command)
     return path if ended.returncode == 0 else None
 
 

@@ -80,7 +80,7 @@ def train_and_score(
     report = laboratory.output_dir / "results" / f"{name}_{args.split}.json"
     command = ["evaluate.py", "--split", args.split, "--num_workers", "0", "--json", f"{report}"]
     command += [*data, "--output_dir", f"{laboratory.output_dir}", "--checkpoint", *files]
-    ended = laboratory.call(command, capture_output=True, text=True)
+    ended = laboratory.call(command)
     if ended.returncode:
         raise TrainingError(f"python {shlex.join(command)}: {ended.stderr.strip()}")
     scored: dict[str, Any] = json.loads(report.read_text())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from errors import PARENT, CheckpointError
 from training.checkpoint import load_checkpoint
@@ -69,7 +69,7 @@ class Laboratory:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen] = set()
+        self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
     def best(self, run: Run, seed: int) -> Path:
@@ -154,15 +154,15 @@ class Laboratory:
         self.say(f"python {shlex.join(command)}")
         begun = time.monotonic()
         with log.open("a", encoding="utf-8") as file:
-            ended = self.call(command, stdout=file, stderr=subprocess.STDOUT)
+            ended = self.call(command, file)
         if ended.returncode == 0:
             self.say(f"{run.name}, seed {seed}: {(time.monotonic() - begun) / 60:.1f} minutes")
             return None
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         return f"exit code {ended.returncode}: {last[0]} ({log})"
 
-    def call(self, command: Sequence[str], **streams: Any) -> subprocess.CompletedProcess:
-        """Run a script of this toolkit on this job's share of the cores.
+    def call(self, command: Sequence[str], log: TextIO | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a script of this toolkit on this job's share of the cores; what it prints goes to a log, or is returned.
 
         It gets a session of its own, so that Ctrl-C in a terminal reaches it once: through :meth:`stop`. Where this
         process dies of a signal that nobody can hear, the system ends the script (Linux).
@@ -177,7 +177,15 @@ class Laboratory:
         with self._lock:
             if self._stopped:
                 return subprocess.CompletedProcess(arguments, 128 + signal.SIGTERM, "", "")
-            process = subprocess.Popen(arguments, cwd=REPOSITORY, env=environment, start_new_session=True, **streams)
+            process = subprocess.Popen(
+                arguments,
+                cwd=REPOSITORY,
+                env=environment,
+                start_new_session=True,
+                stdout=log or subprocess.PIPE,
+                stderr=subprocess.STDOUT if log else subprocess.PIPE,
+                text=True,
+            )
             self._running.add(process)
         try:
             out, errors = process.communicate()
