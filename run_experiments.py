@@ -216,6 +216,7 @@ def test_all(
                 reference = min(reference, baseline["rmse"])
         if tested:
             scores[run.name] = read_scores(run, tested, laboratory.output_dir / "results")
+            scores[run.name].minutes = [laboratory.minutes(run, seed) for seed in tested]
     return scores, reference
 
 

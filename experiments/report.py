@@ -6,12 +6,14 @@ import base64
 import csv
 import html
 import io
+import math
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class Scores:
         errors: RMSE in metres [S, N] of N test images under S seeds.
         means: further metrics by name, mean over images and seeds.
         curves: of each seed, the validation RMSE in metres after each epoch.
+        minutes: that each seed trained, without its teacher; NaN where nobody wrote it down.
     """
 
     run: Run
@@ -50,6 +53,7 @@ class Scores:
     errors: np.ndarray
     means: dict[str, float]
     curves: list[list[float]]
+    minutes: list[float] = field(default_factory=list)
 
 
 def read_scores(run: Run, tested: Mapping[int, Path], results: Path) -> Scores:
@@ -97,17 +101,20 @@ def table(suite: Suite, scores: Mapping[str, Scores], reference: float) -> list[
         scores: by the name of a row; a row that failed has none.
         reference: RMSE in metres of the mean depth map.
     """
-    lines = [["", "RMSE [m]", "95 %", "seeds", "of the mean map's", "ABS_REL", "d1", "against its control", "95 %"]]
-    lines.append(["mean depth map", f"{reference:.3f}", "", "", "1.000", "", "", "", ""])
+    head = ["", "RMSE [m]", "95 %", "seeds", "of the mean map's", "ABS_REL", "d1", "minutes"]
+    lines = [[*head, "against its control", "95 %"]]
+    lines.append(["mean depth map", f"{reference:.3f}", "", "", "1.000", *[""] * 5])
     for run in suite.rows:
         row = scores.get(run.name)
         if row is None:
-            lines.append([run.name, "failed", *[""] * 7])
+            lines.append([run.name, "failed", *[""] * 8])
             continue
         mean = mean_interval(row.errors)
         seeds = " ".join(f"{value:.3f}" for value in row.errors.mean(axis=1))
         cells = [run.name, f"{mean.value:.3f}", f"{mean.low:.3f} to {mean.high:.3f}", seeds]
         cells += [f"{mean.value / reference:.3f}", *(f"{row.means[key]:.3f}" for key in SHOWN)]
+        known = [minutes for minutes in row.minutes if not math.isnan(minutes)]
+        cells.append(f"{statistics.median(known):.1f}" if known else "")
         found = change(row, scores.get(suite.control.get(run.name, "")))
         if found is None:
             cells += ["", ""]
@@ -210,7 +217,8 @@ def write_report(
     lines = table(suite, scores, reference)
     notes = [
         "RMSE in metres per image over the measured pixels, then the mean over the test images. Intervals: 95 %, from "
-        "a bootstrap over seeds and test images; those of a difference are paired.",
+        "a bootstrap over seeds and test images; those of a difference are paired. Minutes: of one training, without "
+        "that of its teacher, the median of the seeds.",
         *(f"{name}, seed {seed}: failed ({why})" for (name, seed), why in failed.items()),
         *(f"{key}: {value}" for key, value in versions().items()),
     ]

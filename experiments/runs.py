@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -76,6 +77,18 @@ class Laboratory:
         """Return the file of a run's best epoch on the validation samples."""
         return self.output_dir / "checkpoints" / run.folder(seed) / "best_model.pth"
 
+    @property
+    def times(self) -> Path:
+        """The file that says how many seconds each start of a training took."""
+        return self.output_dir / "logs" / "times.csv"
+
+    def minutes(self, run: Run, seed: int) -> float:
+        """Return how long a run trained, over all of its starts; NaN where nobody wrote it down."""
+        if not self.times.is_file():
+            return math.nan
+        rows = [line.rsplit(",", 1) for line in self.times.read_text(encoding="utf-8").splitlines()]
+        return sum(float(seconds) for folder, seconds in rows if folder == run.folder(seed)) / 60 or math.nan
+
     def epochs_done(self, run: Run, seed: int) -> int:
         """Return how many epochs of a run are done, 0 where its last checkpoint cannot be read."""
         try:
@@ -93,7 +106,7 @@ class Laboratory:
         return [*command, "--resume" if done else "--overwrite"]
 
     def train_all(self, runs: Sequence[Run], seeds: Sequence[int]) -> dict[tuple[str, int], str]:
-        """Train all seeds of all runs, teachers before those whom they teach; skip what is done.
+        """Train all seeds of all runs, each as soon as its teacher is done and a job is free; skip what is done.
 
         Returns:
             Of each (name, seed) that failed, why.
@@ -117,18 +130,22 @@ class Laboratory:
                 state = f"FAILED: {reason}" if reason else "done"
                 self.say(f"[{next(numbers)}/{total}] {run.name}, seed {seed}: {state}")
 
-        while waiting:  # a wave: what waits for nobody in this list
-            names = {(run.name, seed) for run, seed in waiting}
-            wave = [(r, s) for r, s in waiting if not r.teacher or (r.teacher.name, s) not in names]
-            waiting = [job for job in waiting if job not in wave]
-            with ThreadPoolExecutor(self.jobs) as pool:
-                try:
-                    for ended in as_completed([pool.submit(train, *job) for job in wave]):
+        with ThreadPoolExecutor(self.jobs) as pool:
+            running: dict[Future[None], tuple[Run, int]] = {}
+            try:
+                while waiting or running:
+                    unfinished = {(run.name, seed) for run, seed in [*waiting, *running.values()]}
+                    ready = [(r, s) for r, s in waiting if not r.teacher or (r.teacher.name, s) not in unfinished]
+                    for job in ready[: self.jobs - len(running)]:
+                        waiting.remove(job)
+                        running[pool.submit(train, *job)] = job
+                    for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                        del running[ended]
                         ended.result()
-                except KeyboardInterrupt:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    self.stop()
-                    raise  # after all of them have ended
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.stop()
+                raise  # after all of them have ended
         return failed
 
     def stop(self) -> None:
@@ -143,7 +160,7 @@ class Laboratory:
     def train(self, run: Run, seed: int) -> str | None:
         """Train one seed of a run to its end, unless it is there; return why it failed, if it did.
 
-        What it prints is kept in ``logs/<folder>.txt``.
+        What it prints is kept in ``logs/<folder>.txt``, how long it took in ``logs/times.csv``.
         """
         done = self.epochs_done(run, seed)
         if done >= run.epochs:
@@ -155,8 +172,11 @@ class Laboratory:
         begun = time.monotonic()
         with log.open("a", encoding="utf-8") as file:
             ended = self.call(command, file)
+        seconds = time.monotonic() - begun
+        with self._lock, self.times.open("a", encoding="utf-8") as file:
+            file.write(f"{run.folder(seed)},{seconds:.1f}\n")
         if ended.returncode == 0:
-            self.say(f"{run.name}, seed {seed}: {(time.monotonic() - begun) / 60:.1f} minutes")
+            self.say(f"{run.name}, seed {seed}: {seconds / 60:.1f} minutes")
             return None
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         return f"exit code {ended.returncode}: {last[0]} ({log})"

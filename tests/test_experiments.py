@@ -1,6 +1,7 @@
 """The experiments: intervals, who is run before whom, what a failure stops, and that every command is a command."""
 
 import importlib
+import math
 import re
 import shlex
 import signal
@@ -199,10 +200,12 @@ def test_the_table_names_mean_interval_share_and_difference():
     means = {"abs_rel": 0.1, "delta1": 0.9}
     control, taught, _ = (Scores(row, [0, 1], errors, means, [[1.0], [1.0]]) for row in suite.rows)
     taught.errors = 0.8 * errors
+    taught.minutes = [3.0, math.nan]
     lines = table(suite, {control.run.name: control, taught.run.name: taught}, 1.2)
     assert lines[2][1:5] == ["0.600", "0.600 to 0.600", "0.600 0.600", "0.500"]
     assert lines[3][-2:] == ["-20.0 %", "-20.0 to -20.0 %"]
-    assert lines[4][1] == "failed"
+    assert lines[0][7] == "minutes" and [line[7] for line in lines[2:4]] == ["", "3.0"]
+    assert lines[4][1] == "failed" and len({len(line) for line in lines}) == 1
     assert change(Scores(taught.run, [7], errors[:1], means, [[1.0]]), control) is None, "they have no seed in common"
 
 
@@ -217,6 +220,7 @@ def smoke(tmp_path_factory, rooms):
 
 def test_a_suite_from_nothing_to_a_report(smoke, rooms, capsys):
     report = (smoke / "reports/smoke/report.md").read_text()
+    assert re.search(r"\| audio alone.*\| 0\.\d \| +\|", report), "minutes, and no control of its own"
     assert report.count("| audio alone") == 1 and "depth distillation" in report and "failed" not in report
     assert f"python run_experiments.py smoke --dataset_dir {rooms}" in report
     page = (smoke / "reports/smoke/report.html").read_text()
