@@ -30,7 +30,9 @@ from experiments.runs import Laboratory, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from training import options
 
-OTHER_ROOMS = "SimulatedRoomsOther"  # beside the rooms themselves
+# Beside the rooms themselves, under seeds of their own: where a teacher has all labels, and where nobody has one.
+OTHER_ROOMS = "SimulatedRoomsOther"
+MORE_ROOMS, MORE_TIMES = "SimulatedRoomsPairs", 3
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -48,6 +50,10 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--other_dataset_dir", type=Path, metavar="DIR",
         help="rooms on which a teacher has all labels (default: of simulated, simulated beside it under another seed)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pairs_dataset_dir", type=Path, metavar="DIR",
+        help="more pairs of picture and echo, without depth (default: of simulated, three times as many, likewise)",
     )  # fmt: skip
     group.add_argument(
         "--holdout_location", metavar="NAME", help="of transfer (default: the last location that the data set names)"
@@ -129,10 +135,12 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
     """
     train = create_dataset(args.dataset, args.dataset_dir, "train", 32, modalities={"depth"})
     batch = int(preset.size[preset.size.index("--batch_size") + 1])
-    other = args.other_dataset_dir
-    if other is None and args.dataset == "simulated" and args.suite == "labels":
-        other = args.dataset_dir.with_name(OTHER_ROOMS)
-        simulate_like(args.dataset_dir, other, args.dry_run)
+    other, pairs = args.other_dataset_dir, args.pairs_dataset_dir
+    if args.dataset == "simulated" and args.suite == "labels":
+        if other is None:
+            other = simulate_like(args.dataset_dir, OTHER_ROOMS, 1, 1, args.dry_run)
+        if pairs is None:
+            pairs = simulate_like(args.dataset_dir, MORE_ROOMS, MORE_TIMES, 2, args.dry_run)
     location, test = None, None
     if args.suite == "transfer":
         test = other_test(args)
@@ -142,18 +150,24 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
                 raise OptionError(f"--dataset {args.dataset} names no locations to hold out; give --transfer_to")
             location = args.holdout_location or names[-1]
     data = ("--dataset", args.dataset, "--dataset_dir", f"{other.resolve()}") if other else None
-    return Setting(preset, max(1, len(train) // batch), data, location, test)
+    more = f"{pairs.resolve()}" if pairs else None
+    return Setting(preset, max(1, len(train) // batch), data, more, location, test)
 
 
-def simulate_like(rooms: Path, other: Path, dry_run: bool) -> None:
-    """Simulate other rooms, as many to train and to validate on and of the same size, unless they are there."""
+def simulate_like(rooms: Path, name: str, times: int, seeds_on: int, dry_run: bool) -> Path:
+    """Simulate further rooms beside others, some times as many to train on and of the same size; return where they are.
+
+    The seed is the others' plus ``seeds_on``. Those that are there are not simulated again.
+    """
     settings = json.loads((rooms / "simulation.json").read_text(encoding="utf-8"))
-    command = ["simulate_rooms.py", "--output", f"{other}", "--train", f"{settings['train']}"]
+    folder = rooms.with_name(name)
+    command = ["simulate_rooms.py", "--output", f"{folder}", "--train", f"{times * settings['train']}"]
     command += ["--val", f"{settings['val']}", "--test", "0", "--image_size", f"{settings['image_size']}"]
-    command += ["--seed", f"{settings['seed'] + 1}"]
+    command += ["--seed", f"{settings['seed'] + seeds_on}"]
     print(f"python {shlex.join(command)}", flush=True)
     if not dry_run:
         subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=True)
+    return folder
 
 
 def other_test(args: argparse.Namespace) -> tuple[str, ...] | None:

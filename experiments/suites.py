@@ -82,8 +82,9 @@ class Setting:
     Attributes:
         preset: sizes and lengths.
         steps: batches of an epoch, the same for few labels as for many.
-        other_data: flags of other data, the folder last: a teacher learns on all of its labels, or its pairs are added
-            to a student's without their depth; None: there is none.
+        other_data: flags of other data, on all of whose labels a teacher learns; None: there is none.
+        more_pairs: folder of pairs of picture and echo without depth, which a student gets beside its own; None: there
+            is none.
         other_location: one that is kept for the test; None: there is none.
         other_test: flags of another data set to be tested on; None: there is none.
     """
@@ -91,6 +92,7 @@ class Setting:
     preset: Preset
     steps: int
     other_data: tuple[str, ...] | None = None
+    more_pairs: str | None = None
     other_location: str | None = None
     other_test: tuple[str, ...] | None = None
 
@@ -210,23 +212,25 @@ def ladder(setting: Setting) -> Suite:
 def labels(setting: Setting) -> Suite:
     """With and without distillation, from no label to all of them."""
     make = Rows(setting, setting.preset.epochs)
-    other = make.other_teacher()
+    other, more = make.other_teacher(), setting.more_pairs
+    by_other, more_pairs = "depth distillation by RGB of other rooms", ("--pairs_dir", f"{more}")
     rows: list[Run] = []
     control: dict[str, str] = {}
     for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
         alone = make.audio(fraction) if fraction else None
         taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
-        if setting.other_data is not None:
-            taught.append(make.taught("depth distillation by RGB of other rooms", fraction=fraction, teacher=other))
-            if fraction in (0.1, 1.0):
-                pairs = ("--pairs_dir", setting.other_data[-1])
-                taught.append(make.taught("depth distillation, more pairs", *pairs, fraction=fraction))
+        if other is not None:
+            taught.append(make.taught(by_other, fraction=fraction, teacher=other))
+        if more and fraction in (0.1, 1.0):
+            taught.append(make.taught("depth distillation, more pairs", *more_pairs, fraction=fraction))
+        if more and other is not None and fraction in (0.0, 0.1):
+            taught.append(make.taught(f"{by_other}, more pairs", *more_pairs, fraction=fraction, teacher=other))
         unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
         rows += [*([alone] if alone else []), *taught, *unet]
-        control |= {row.name: alone.name for row in (*taught, *unet) if alone}
-    if other is not None:  # an ear without a label, held against one that had them all
+        # an ear without a label is held against one that had them all
+        control |= {row.name: (alone or make.audio(1.0)).name for row in (*taught, *unet)}
+    if other is not None:
         rows.append(other)
-        control[make.name("depth distillation by RGB of other rooms", 0.0)] = make.audio(1.0).name
     return Suite("How many labels the teaching replaces", rows, control)
 
 

@@ -20,7 +20,7 @@ from experiments.statistics import change_interval, mean_interval, resample
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SETTING = Setting(PRESETS["cpu"], 93, ("--dataset", "simulated", "--dataset_dir", "other"), "Hall")
+SETTING = Setting(PRESETS["cpu"], 93, ("--dataset", "simulated", "--dataset_dir", "other"), "pairs", "Hall")
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -69,7 +69,7 @@ def test_draws_repeat():
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", SUITES)
 def test_every_command_of_every_suite_parses_and_every_control_is_a_row(name, preset, tmp_path):
-    suite = SUITES[name](Setting(PRESETS[preset], 93, SETTING.other_data, "Hall"))
+    suite = SUITES[name](Setting(PRESETS[preset], 93, SETTING.other_data, "pairs", "Hall"))
     laboratory = Laboratory(tmp_path, ("--dataset", "simulated"), PRESETS[preset].size)
     names = [row.name for row in suite.rows]
     assert len(set(names)) == len(names)
