@@ -19,6 +19,7 @@ from typing import TextIO
 
 from errors import PARENT, CheckpointError
 from training.checkpoint import load_checkpoint
+from training.files import write_whole
 from training.machine import count_cores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -160,14 +161,21 @@ class Laboratory:
     def train(self, run: Run, seed: int) -> str | None:
         """Train one seed of a run to its end, unless it is there; return why it failed, if it did.
 
-        What it prints is kept in ``logs/<folder>.txt``, how long it took in ``logs/times.csv``.
+        What it prints is kept in ``logs/<folder>.txt``, how long it took in ``logs/times.csv``, and the command in
+        ``logs/<folder>.command``: what is there of another one, on other data for example, is not taken for it.
         """
         done = self.epochs_done(run, seed)
+        log = self.output_dir / "logs" / f"{run.folder(seed)}.txt"
+        kept = log.with_suffix(".command")
+        asked = shlex.join(self.command(run, seed)).replace(f"{self.output_dir}", ".")
+        if done and kept.is_file() and kept.read_text(encoding="utf-8") != asked:
+            return f"what is there was trained by another command ({kept}); give another --output_dir"
         if done >= run.epochs:
             return None
         command = self.command(run, seed, done)
-        log = self.output_dir / "logs" / f"{run.folder(seed)}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(kept) as file:
+            file.write(asked.encode())
         self.say(f"python {shlex.join(command)}")
         begun = time.monotonic()
         with log.open("a", encoding="utf-8") as file:

@@ -232,6 +232,19 @@ def test_a_suite_from_nothing_to_a_report(smoke, rooms, capsys):
     assert "minutes" not in capsys.readouterr().out
 
 
+def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms):
+    run = SUITES["smoke"](Setting(SMOKE, 3)).rows[0]
+    data = ("--dataset", "simulated", "--dataset_dir", f"{rooms}")
+    assert Laboratory(smoke, data, SMOKE.size).train(run, 0) is None, "it is there"
+    moved = smoke.rename(tmp_path / "moved")
+    try:
+        assert Laboratory(moved, data, SMOKE.size).train(run, 0) is None, "the folder's name is no part of it"
+        elsewhere = Laboratory(moved, (*data[:-1], "other_rooms"), SMOKE.size).train(run, 0)
+        assert elsewhere is not None and "another command" in elsewhere and "--output_dir" in elsewhere
+    finally:
+        moved.rename(smoke)
+
+
 def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):
     code, out, errors = run_cli(
         run_experiments.main,
