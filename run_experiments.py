@@ -26,7 +26,7 @@ from typing import Any
 from dataloaders import DATASETS, DEFAULT_DIRS, create_dataset
 from errors import OptionError, TrainingError, run_script
 from experiments.report import Scores, read_scores, write_report
-from experiments.runs import Laboratory, with_teachers
+from experiments.runs import Laboratory, Run, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from training import options
 
@@ -206,32 +206,38 @@ def test_all(
 
     A test that fails is added to ``failed``.
     """
+    trained = [(run, seed) for run in suite.rows for seed in seeds if (run.name, seed) not in failed]
+    with laboratory.pool() as pool:
+        scored = [pool.submit(score, laboratory, run, seed, suite.evaluate) for run, seed in trained]
+        for (run, seed), ended in zip(trained, scored, strict=True):
+            if why := ended.result():
+                failed[run.name, seed] = why
     scores: dict[str, Scores] = {}
     reference = math.inf
     for run in suite.rows:
-        tested: dict[int, Path] = {}
-        for seed in seeds:
-            if (run.name, seed) in failed:
-                continue
-            folder = laboratory.output_dir / "results" / run.folder(seed)
-            report, images = folder / "test.json", folder / "test_images.csv"
-            best = laboratory.best(run, seed)
-            if not images.is_file() or images.stat().st_mtime < best.stat().st_mtime:
-                command = ["evaluate.py", "--checkpoint", f"{best}", "--json", f"{report}", "--per_image", f"{images}"]
-                command += ["--num_workers", "0", "--output_dir", f"{laboratory.output_dir}", *suite.evaluate]
-                ended = laboratory.call(command)
-                if ended.returncode:
-                    last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
-                    failed[run.name, seed] = f"its test failed: {last}"
-                    continue
-            tested[seed] = images
-            baseline = json.loads(report.read_text(encoding="utf-8"))["baselines"].get("mean_map")
+        folders = {s: laboratory.results(run, s) for r, s in trained if r is run and (run.name, s) not in failed}
+        for folder in folders.values():
+            baseline = json.loads((folder / "test.json").read_text(encoding="utf-8"))["baselines"].get("mean_map")
             if baseline:  # the mean of the most labels is the best one
                 reference = min(reference, baseline["rmse"])
-        if tested:
-            scores[run.name] = read_scores(run, tested, laboratory.output_dir / "results")
-            scores[run.name].minutes = [laboratory.minutes(run, seed) for seed in tested]
+        if folders:
+            scores[run.name] = read_scores(run, folders)
+            scores[run.name].minutes = [laboratory.minutes(run, seed) for seed in folders]
     return scores, reference
+
+
+def score(laboratory: Laboratory, run: Run, seed: int, flags: Sequence[str]) -> str | None:
+    """Score the best epoch of a run, unless it is scored; return why that failed, if it did."""
+    best, folder = laboratory.best(run, seed), laboratory.results(run, seed)
+    images = folder / "test_images.csv"
+    if images.is_file() and images.stat().st_mtime >= best.stat().st_mtime:
+        return None
+    command = ["evaluate.py", "--checkpoint", f"{best}", "--json", f"{folder / 'test.json'}"]
+    command += ["--per_image", f"{images}", "--num_workers", "0", "--output_dir", f"{laboratory.output_dir}", *flags]
+    ended = laboratory.call(command)
+    if ended.returncode == 0:
+        return None
+    return f"its test failed: {(ended.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
 
 
 def draw_rooms(laboratory: Laboratory, suite: Suite, scores: dict[str, Scores], path: Path) -> Path | None:

@@ -56,30 +56,29 @@ class Scores:
     minutes: list[float] = field(default_factory=list)
 
 
-def read_scores(run: Run, tested: Mapping[int, Path], results: Path) -> Scores:
+def read_scores(run: Run, folders: Mapping[int, Path]) -> Scores:
     """Read the scores of a row.
 
     Args:
         run: the row.
-        tested: by seed, the CSV of ``evaluate.py --per_image``.
-        results: holds the folders with ``metrics.csv``.
+        folders: by seed, that with ``metrics.csv`` and ``test_images.csv``, which ``evaluate.py --per_image`` wrote.
 
     Raises:
         ValueError: the seeds were not tested on the same images.
     """
     tables = []
-    for path in tested.values():
-        with path.open(newline="", encoding="utf-8") as file:
+    for folder in folders.values():
+        with (folder / "test_images.csv").open(newline="", encoding="utf-8") as file:
             tables.append(list(csv.DictReader(file)))
     ids = [[row["id"] for row in table] for table in tables]
     if any(other != ids[0] for other in ids):
         raise ValueError(f"{run.name}: its seeds were not tested on the same images")
     values = {key: np.array([[float(row[key]) for row in table] for table in tables]) for key in ("rmse", *SHOWN)}
     curves = [
-        [row["val_rmse"] for row in read_csv(results / run.folder(seed) / "metrics.csv") if "val_rmse" in row]
-        for seed in tested
+        [row["val_rmse"] for row in read_csv(folder / "metrics.csv") if "val_rmse" in row]
+        for folder in folders.values()
     ]
-    return Scores(run, list(tested), values["rmse"], {key: float(values[key].mean()) for key in SHOWN}, curves)
+    return Scores(run, list(folders), values["rmse"], {key: float(values[key].mean()) for key in SHOWN}, curves)
 
 
 def change(row: Scores, control: Scores | None) -> Interval | None:

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -78,6 +79,10 @@ class Laboratory:
         """Return the file of a run's best epoch on the validation samples."""
         return self.output_dir / "checkpoints" / run.folder(seed) / "best_model.pth"
 
+    def results(self, run: Run, seed: int) -> Path:
+        """Return the folder of a run's curves and scores."""
+        return self.output_dir / "results" / run.folder(seed)
+
     @property
     def times(self) -> Path:
         """The file that says how many seconds each start of a training took."""
@@ -131,23 +136,29 @@ class Laboratory:
                 state = f"FAILED: {reason}" if reason else "done"
                 self.say(f"[{next(numbers)}/{total}] {run.name}, seed {seed}: {state}")
 
+        running: dict[Future[None], tuple[Run, int]] = {}
+        with self.pool() as pool:
+            while waiting or running:
+                unfinished = {(run.name, seed) for run, seed in [*waiting, *running.values()]}
+                ready = [(r, s) for r, s in waiting if not r.teacher or (r.teacher.name, s) not in unfinished]
+                for job in ready[: self.jobs - len(running)]:
+                    waiting.remove(job)
+                    running[pool.submit(train, *job)] = job
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[ended]
+                    ended.result()
+        return failed
+
+    @contextmanager
+    def pool(self) -> Iterator[ThreadPoolExecutor]:
+        """Around what runs scripts in as many threads as there are jobs: Ctrl-C ends all of them, and is passed on."""
         with ThreadPoolExecutor(self.jobs) as pool:
-            running: dict[Future[None], tuple[Run, int]] = {}
             try:
-                while waiting or running:
-                    unfinished = {(run.name, seed) for run, seed in [*waiting, *running.values()]}
-                    ready = [(r, s) for r, s in waiting if not r.teacher or (r.teacher.name, s) not in unfinished]
-                    for job in ready[: self.jobs - len(running)]:
-                        waiting.remove(job)
-                        running[pool.submit(train, *job)] = job
-                    for ended in wait(running, return_when=FIRST_COMPLETED).done:
-                        del running[ended]
-                        ended.result()
+                yield pool
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.stop()
                 raise  # after all of them have ended
-        return failed
 
     def stop(self) -> None:
         """Tell the scripts that run to end, which they do after saving, and start no further one."""
