@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ def choose_rows(suite: Suite, only: Sequence[str] | None) -> Suite:
     names |= {suite.control[name] for name in names if name in suite.control}
     rows = [row for row in suite.rows if row.name in names]
     control = {name: of for name, of in suite.control.items() if name in names}
-    return Suite(suite.title, rows, control, suite.evaluate)
+    return replace(suite, rows=rows, control=control)
 
 
 def test_all(

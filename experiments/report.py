@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 
 from experiments.runs import REPOSITORY, Run
-from experiments.statistics import Interval, change_interval, mean_interval
+from experiments.statistics import Interval, change_interval, closed_interval, mean_interval
 from experiments.suites import Suite
 from training.files import write_whole
 from training.machine import cpu_name
@@ -81,15 +81,40 @@ def read_scores(run: Run, folders: Mapping[int, Path]) -> Scores:
     return Scores(run, list(folders), values["rmse"], {key: float(values[key].mean()) for key in SHOWN}, curves)
 
 
+def shared(*rows: Scores | None) -> list[np.ndarray] | None:
+    """Return the errors of rows over the seeds that all of them have; None where there is no such seed, or no row."""
+    known = [row for row in rows if row is not None]
+    seeds = [seed for seed in known[0].seeds if all(seed in row.seeds for row in known)] if known else []
+    if len(known) < len(rows) or not seeds:
+        return None
+    errors = [row.errors[[row.seeds.index(seed) for seed in seeds]] for row in known]
+    return errors if len({table.shape for table in errors}) == 1 else None
+
+
 def change(row: Scores, control: Scores | None) -> Interval | None:
     """Return how a row's RMSE differs from its control's, over the seeds that both have."""
-    if control is None:
-        return None
-    both = [seed for seed in row.seeds if seed in control.seeds]
-    if not both:
-        return None
-    ours, theirs = (table.errors[[table.seeds.index(seed) for seed in both]] for table in (row, control))
-    return change_interval(ours, theirs) if ours.shape == theirs.shape else None
+    errors = shared(row, control)
+    return None if errors is None else change_interval(errors[0], errors[1])
+
+
+def findings(suite: Suite, scores: Mapping[str, Scores]) -> list[str]:
+    """Return what the suite asks beside its controls, each answer a line: its rivals, and its ways."""
+    lines = []
+    for name, rival in suite.rivals:
+        errors = shared(scores.get(name), scores.get(rival))
+        if errors is not None:
+            lines.append(f"{name}, against {rival}: {_percent(change_interval(errors[0], errors[1]), '+.1f')}")
+    for start, name, end in suite.ways:
+        errors = shared(*(scores.get(row) for row in (start, name, end)))
+        if errors is not None:
+            share = _percent(closed_interval(errors[0], errors[1], errors[2]), ".0f")
+            lines.append(f"{name}: {share} of the way from {start}, to {end}")
+    return lines
+
+
+def _percent(found: Interval, form: str) -> str:
+    value, low, high = (f"{100 * number:{form}}" for number in (found.value, found.low, found.high))
+    return f"{value} % (95 %: {low} to {high} %)"
 
 
 def table(suite: Suite, scores: Mapping[str, Scores], reference: float) -> list[list[str]]:
@@ -215,6 +240,7 @@ def write_report(
     }
     lines = table(suite, scores, reference)
     notes = [
+        *findings(suite, scores),
         "RMSE in metres per image over the measured pixels, then the mean over the test images. Intervals: 95 %, from "
         "a bootstrap over seeds and test images; those of a difference are paired. Minutes: of one training, without "
         "that of its teacher, the median of the seeds.",

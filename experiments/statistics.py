@@ -59,6 +59,27 @@ def change_interval(errors: np.ndarray, control: np.ndarray, draws: int = DRAWS)
     return _interval(float(errors.mean() / control.mean() - 1), ours / theirs - 1)
 
 
+def closed_interval(few: np.ndarray, taught: np.ndarray, all_: np.ndarray, draws: int = DRAWS) -> Interval:
+    """Return which share of the way from one mean error to another a third has gone, with its interval: 1 is all of it.
+
+    Paired, as :func:`change_interval` is.
+
+    Args:
+        few: errors [S, N] at the beginning of the way.
+        taught: those that have gone some of it.
+        all_: those at its end.
+        draws: how many.
+
+    Raises:
+        ValueError: they were not measured on the same seeds and images.
+    """
+    if not few.shape == taught.shape == all_.shape:
+        raise ValueError(f"errors {few.shape}, {taught.shape} and {all_.shape} do not belong together")
+    a, b, c = (resample(table, np.random.default_rng(0), draws) for table in (few, taught, all_))
+    value = (few.mean() - taught.mean()) / (few.mean() - all_.mean())
+    return _interval(float(value), (a - b) / (a - c))
+
+
 def _interval(value: float, drawn: np.ndarray) -> Interval:
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
     return Interval(value, low, high)

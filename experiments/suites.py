@@ -106,12 +106,16 @@ class Suite:
         rows: in the order of the table.
         control: by the name of a row, that of its control; a row without one is compared with nothing.
         evaluate: flags for the test, beside the checkpoint.
+        rivals: further pairs of rows to hold against each other, by name: the first against the second.
+        ways: names of three rows: which share of the way from the first to the last has the second gone?
     """
 
     title: str
     rows: list[Run]
     control: dict[str, str] = field(default_factory=dict)
     evaluate: tuple[str, ...] = ()
+    rivals: list[tuple[str, str]] = field(default_factory=list)
+    ways: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 # A control lacks the teaching and nothing else. Taught students have no smoothness and no edges in their loss.
@@ -216,6 +220,8 @@ def labels(setting: Setting) -> Suite:
     by_other, more_pairs = "depth distillation by RGB of other rooms", ("--pairs_dir", f"{more}")
     rows: list[Run] = []
     control: dict[str, str] = {}
+    rivals: list[tuple[str, str]] = []
+    ways: list[tuple[str, str, str]] = []
     for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
         alone = make.audio(fraction) if fraction else None
         taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
@@ -229,9 +235,12 @@ def labels(setting: Setting) -> Suite:
         rows += [*([alone] if alone else []), *taught, *unet]
         # an ear without a label is held against one that had them all
         control |= {row.name: (alone or make.audio(1.0)).name for row in (*taught, *unet)}
+        rivals += [(row.name, unet[0].name) for row in taught if unet]
+        if alone and fraction < 1:
+            ways += [(alone.name, row.name, make.audio(1.0).name) for row in taught]
     if other is not None:
         rows.append(other)
-    return Suite("How many labels the teaching replaces", rows, control)
+    return Suite("How many labels the teaching replaces", rows, control, rivals=rivals, ways=ways)
 
 
 def ablation(setting: Setting) -> Suite:

@@ -1,5 +1,6 @@
 """The experiments: intervals, who is run before whom, what a failure stops, and that every command is a command."""
 
+import dataclasses
 import importlib
 import math
 import re
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 
 import run_experiments
-from experiments.report import Scores, change, table
+from experiments.report import Scores, change, findings, table
 from experiments.runs import Laboratory, Run, with_teachers
-from experiments.statistics import change_interval, mean_interval, resample
+from experiments.statistics import change_interval, closed_interval, mean_interval, resample
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -56,6 +57,14 @@ def test_a_difference_is_paired_seed_by_seed_and_image_by_image():
         change_interval(control[:2], control)
 
 
+def test_the_share_of_a_way_is_paired_too():
+    few = np.random.default_rng(0).uniform(0.5, 2.0, size=(3, 300))
+    found = closed_interval(few, 0.7 * few, 0.6 * few)
+    assert (found.value, found.low, found.high) == pytest.approx((0.75, 0.75, 0.75))
+    with pytest.raises(ValueError, match="do not belong together"):
+        closed_interval(few, few, few[:2])
+
+
 def test_draws_repeat():
     errors = np.random.default_rng(0).uniform(size=(2, 10))
     first, again = (resample(errors, np.random.default_rng(3), 50) for _ in range(2))
@@ -74,6 +83,7 @@ def test_every_command_of_every_suite_parses_and_every_control_is_a_row(name, pr
     names = [row.name for row in suite.rows]
     assert len(set(names)) == len(names)
     assert set(suite.control) | set(suite.control.values()) <= set(names)
+    assert {name for asked in (*suite.rivals, *suite.ways) for name in asked} <= set(names)
     for run in with_teachers(suite.rows):
         script, *flags = laboratory.command(run, 0)
         module = importlib.import_module(script.removesuffix(".py"))
@@ -201,6 +211,17 @@ def test_the_table_names_mean_interval_share_and_difference():
     control, taught, _ = (Scores(row, [0, 1], errors, means, [[1.0], [1.0]]) for row in suite.rows)
     taught.errors = 0.8 * errors
     taught.minutes = [3.0, math.nan]
+    asked = dataclasses.replace(
+        suite,
+        rivals=[(taught.run.name, control.run.name), (taught.run.name, "not trained")],
+        ways=[(control.run.name, taught.run.name, "half")],
+    )
+    half = Scores(control.run, [0, 1], 0.5 * errors, means, [[1.0], [1.0]])
+    said = findings(asked, {control.run.name: control, taught.run.name: taught, "half": half})
+    assert said == [
+        f"{taught.run.name}, against {control.run.name}: -20.0 % (95 %: -20.0 to -20.0 %)",
+        f"{taught.run.name}: 40 % (95 %: 40 to 40 %) of the way from {control.run.name}, to half",
+    ]
     lines = table(suite, {control.run.name: control, taught.run.name: taught}, 1.2)
     assert lines[2][1:5] == ["0.600", "0.600 to 0.600", "0.600 0.600", "0.500"]
     assert lines[3][-2:] == ["-20.0 %", "-20.0 to -20.0 %"]
