@@ -27,7 +27,7 @@ from typing import Any
 from dataloaders import DATASETS, DEFAULT_DIRS, create_dataset
 from errors import OptionError, TrainingError, run_script
 from experiments.report import Scores, read_scores, write_report
-from experiments.runs import Laboratory, Run, with_teachers
+from experiments.runs import Laboratory, Run, last_line, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from training import options
 
@@ -216,14 +216,13 @@ def test_all(
     scores: dict[str, Scores] = {}
     reference = math.inf
     for run in suite.rows:
-        folders = {s: laboratory.results(run, s) for r, s in trained if r is run and (run.name, s) not in failed}
+        folders = {seed: laboratory.results(run, seed) for seed in seeds if (run.name, seed) not in failed}
         for folder in folders.values():
             baseline = json.loads((folder / "test.json").read_text(encoding="utf-8"))["baselines"].get("mean_map")
             if baseline:  # the mean of the most labels is the best one
                 reference = min(reference, baseline["rmse"])
         if folders:
-            scores[run.name] = read_scores(run, folders)
-            scores[run.name].minutes = [laboratory.minutes(run, seed) for seed in folders]
+            scores[run.name] = read_scores(run, folders, [laboratory.minutes(run, seed) for seed in folders])
     return scores, reference
 
 
@@ -238,7 +237,7 @@ def score(laboratory: Laboratory, run: Run, seed: int, flags: Sequence[str]) -> 
     ended = laboratory.call(command)
     if ended.returncode == 0:
         return None
-    return f"its test failed: {(ended.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+    return f"its test failed: {last_line(ended.stderr)}"
 
 
 def draw_rooms(laboratory: Laboratory, suite: Suite, scores: dict[str, Scores], path: Path) -> Path | None:

@@ -392,19 +392,17 @@ def keep_networks(args: argparse.Namespace, teacher: DepthModel | None) -> None:
         weights = {key: value.cpu() for key, value in teacher.state_dict().items()}
         as_saved = {"model": {"name": teacher.name, "config": teacher.config}, "model_state_dict": weights}
         as_saved["best"] = {}  # the run's is the student's
-        save_checkpoint(last | as_saved, folder / "teacher.pth")
-        describe(folder / "teacher.pth")
+        keep(last | as_saved, folder / "teacher.pth")
         print(f"teacher: {folder / 'teacher.pth'}")
     if args.export_student:
         best = folder / "best_model.pth"
-        save_checkpoint(load_checkpoint(best) if best.is_file() else last, folder / "student.pth")
-        describe(folder / "student.pth")
+        keep(load_checkpoint(best) if best.is_file() else last, folder / "student.pth")
         print(f"student alone: {folder / 'student.pth'}")
 
 
-def describe(path: Path) -> None:
-    """Write the card of a network that was kept."""
-    checkpoint = load_checkpoint(path)
+def keep(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, and the card of its network beside it."""
+    save_checkpoint(checkpoint, path)
     model = restore_model(checkpoint, path)
     card = model_card(
         path.name, "A checkpoint without what a training needs (.pth)", model, checkpoint["preprocessing"], checkpoint,

@@ -56,12 +56,13 @@ class Scores:
     minutes: list[float] = field(default_factory=list)
 
 
-def read_scores(run: Run, folders: Mapping[int, Path]) -> Scores:
+def read_scores(run: Run, folders: Mapping[int, Path], minutes: list[float]) -> Scores:
     """Read the scores of a row.
 
     Args:
         run: the row.
         folders: by seed, that with ``metrics.csv`` and ``test_images.csv``, which ``evaluate.py --per_image`` wrote.
+        minutes: that each of them trained.
 
     Raises:
         ValueError: the seeds were not tested on the same images.
@@ -78,7 +79,8 @@ def read_scores(run: Run, folders: Mapping[int, Path]) -> Scores:
         [row["val_rmse"] for row in read_csv(folder / "metrics.csv") if "val_rmse" in row]
         for folder in folders.values()
     ]
-    return Scores(run, list(folders), values["rmse"], {key: float(values[key].mean()) for key in SHOWN}, curves)
+    means = {key: float(values[key].mean()) for key in SHOWN}
+    return Scores(run, list(folders), values["rmse"], means, curves, minutes)
 
 
 def shared(*rows: Scores | None) -> list[np.ndarray] | None:

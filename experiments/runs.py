@@ -197,8 +197,7 @@ class Laboratory:
         if ended.returncode == 0:
             self.say(f"{run.name}, seed {seed}: {seconds / 60:.1f} minutes")
             return None
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        return f"exit code {ended.returncode}: {last[0]} ({log})"
+        return f"exit code {ended.returncode}: {last_line(log.read_text(encoding='utf-8', errors='replace'))} ({log})"
 
     def call(self, command: Sequence[str], log: TextIO | None = None) -> subprocess.CompletedProcess[str]:
         """Run a script of this toolkit on this job's share of the cores; what it prints goes to a log, or is returned.
@@ -236,6 +235,11 @@ class Laboratory:
             with self._lock:
                 self._running.discard(process)
         return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+
+
+def last_line(said: str) -> str:
+    """Return the last line of what a script said: of one that failed, why."""
+    return (said.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def with_teachers(runs: Sequence[Run]) -> list[Run]:

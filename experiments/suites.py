@@ -216,7 +216,7 @@ def ladder(setting: Setting) -> Suite:
 def labels(setting: Setting) -> Suite:
     """With and without distillation, from no label to all of them."""
     make = Rows(setting, setting.preset.epochs)
-    other, more = make.other_teacher(), setting.more_pairs
+    other, more, all_labels = make.other_teacher(), setting.more_pairs, make.audio(1.0).name
     by_other, more_pairs = "depth distillation by RGB of other rooms", ("--pairs_dir", f"{more}")
     rows: list[Run] = []
     control: dict[str, str] = {}
@@ -234,10 +234,10 @@ def labels(setting: Setting) -> Suite:
         unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
         rows += [*([alone] if alone else []), *taught, *unet]
         # an ear without a label is held against one that had them all
-        control |= {row.name: (alone or make.audio(1.0)).name for row in (*taught, *unet)}
+        control |= {row.name: alone.name if alone else all_labels for row in (*taught, *unet)}
         rivals += [(row.name, unet[0].name) for row in taught if unet]
         if alone and fraction < 1:
-            ways += [(alone.name, row.name, make.audio(1.0).name) for row in taught]
+            ways += [(alone.name, row.name, all_labels) for row in taught]
     if other is not None:
         rows.append(other)
     return Suite("How many labels the teaching replaces", rows, control, rivals=rivals, ways=ways)
