@@ -29,7 +29,7 @@ from dataloaders import AudioFrontEnd, DepthDataset, collate, create_dataset, pr
 from dataloaders.transforms import MIN_SAMPLES, size_pair
 from errors import CheckpointError, OptionError, run_script
 from models import DepthModel, onnx_file
-from models.base import INPUT_CHANNELS
+from models.blocks import EARS
 from models.onnx_file import OnnxNetwork
 from simulation.scenes import draw_sample
 from training import loop, options
@@ -78,7 +78,7 @@ class EndToEnd(nn.Module):
         """Return depth in metres, or disparity, [B, 1, H, W]."""
         batch: Batch = dict(zip(self.inputs, inputs, strict=True))
         if self.front_end is not None:
-            batch["audio"] = self.front_end(batch["waveform"])  # [B, 2, H, W]
+            batch["audio"] = self.front_end(batch["waveform"])  # [B, C, H, W]
         return self.model(*model_inputs(self.model, batch))
 
     @torch.no_grad()
@@ -324,10 +324,10 @@ def trial_batches(network: EndToEnd) -> list[Batch]:
     """
     height, width = size_pair(network.preprocessing["image_size"])
     generator = torch.Generator().manual_seed(0)
-    noise = {"rgb": torch.rand(INPUT_CHANNELS["rgb"], height, width, generator=generator)}
+    noise = {"rgb": torch.rand(3, height, width, generator=generator)}
     if "waveform" in network.inputs:
         samples = network.preprocessing["audio_samples"]
-        noise["waveform"] = 0.1 * torch.randn(INPUT_CHANNELS["audio"], samples, generator=generator)
+        noise["waveform"] = 0.1 * torch.randn(EARS, samples, generator=generator)
     nothing = {key: torch.zeros_like(value) for key, value in noise.items()}
     room, other = (simulated_input(network, index) for index in range(2))
     return [

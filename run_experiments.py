@@ -7,7 +7,8 @@
     python run_experiments.py transfer                tested where it was not trained
     python run_experiments.py tune --seeds 0          width and rate of the U-Net baseline, by the validation samples
 
-What is done is not done again, what was killed goes on, what failed is reported and does not stop the others.
+What is done is not done again, what was killed goes on, what failed is reported and does not stop the others. With
+--report_only what is trained so far is tested and reported.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="trainings at a time, each on 1/N of the cores",
     )
-    group.add_argument("--dry_run", action="store_true", help="print the commands and run none")
+    end = group.add_mutually_exclusive_group()
+    end.add_argument("--dry_run", action="store_true", help="print the commands and run none")
+    end.add_argument("--report_only", action="store_true", help="train nothing; test and report what is trained")
     return parser
 
 
@@ -104,13 +107,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{trainings} trainings, {args.jobs} at a time; what is done is not done again", file=sys.stderr)
         return
     try:
-        failed = laboratory.train_all(suite.rows, args.seeds)
+        train = laboratory.find_untrained if args.report_only else laboratory.train_all
+        failed = train(suite.rows, args.seeds)
         scores, reference = test_all(laboratory, suite, args.seeds, failed)
     except KeyboardInterrupt as stopped:
         print("run_experiments.py: interrupted; the same command goes on where each training was", file=sys.stderr)
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
     if not scores:
-        raise TrainingError("not one training ended: " + "; ".join(sorted(set(failed.values()))))
+        raise TrainingError("not one training is at its end: " + "; ".join(sorted(set(failed.values()))))
     folder = args.output_dir / "reports" / (args.report or args.suite)
     rooms = draw_rooms(laboratory, suite, scores, folder / "rooms.png")
     repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]
@@ -124,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         say(f"report: {path}")
     if failed:
-        raise TrainingError(f"{len(failed)} of the trainings failed; the report names them and why")
+        what = "are not there" if args.report_only else "failed"
+        raise TrainingError(f"{len(failed)} of the trainings {what}; the report names them and why")
 
 
 def create_setting(args: argparse.Namespace, preset: Any) -> Setting:

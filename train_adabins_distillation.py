@@ -286,7 +286,7 @@ def create_networks(
         if not sees:
             raise OptionError(f"--phase teacher: --dataset {args.dataset} has no pictures here")
         return create_teacher(args, shared, notes), None
-    hearing = {"attention_levels": args.attention_levels, "compress_input": options.compresses_input(args)}
+    hearing = {"attention_levels": args.attention_levels, **options.hearing_config(args)}
     student = create_model("adabins_audio", **shared, **hearing)
     return student, create_teacher(args, shared, notes) if sees else None
 

@@ -33,7 +33,7 @@ def create_parser(model: str | None = None) -> argparse.ArgumentParser:
     """
     parser = options.create_parser(__doc__)
     parser.add_argument("--model", choices=tuple(DEFAULTS), required=True, help="--model NAME --help: its defaults")
-    options.add_data_options(parser, hears=True)
+    options.add_data_options(parser, hears=True, only_hears=model != "multimodal_fusion")
     group = parser.add_argument_group("model and loss")
     options.add_width_option(group, "width of the first level")
     if model != "unet_baseline":
@@ -78,13 +78,11 @@ def chosen_model(argv: Sequence[str] | None) -> str | None:
 
 def model_config(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of the model that the flags set."""
-    if args.model == "unet_baseline":
-        return {"base_channels": args.base_channels, "image_size": args.image_size}
-    return {
-        "base_channels": args.base_channels,
-        "bilinear": args.bilinear,
-        "compress_input": options.compresses_input(args),
-    }
+    hearing = options.hearing_config(args)
+    if args.model == "unet_baseline":  # which takes what it hears as it is
+        shape = {"image_size": args.image_size, "audio_channels": hearing["audio_channels"]}
+        return {"base_channels": args.base_channels, **shape}
+    return {"base_channels": args.base_channels, "bilinear": args.bilinear, **hearing}
 
 
 def create_task(args: argparse.Namespace, model: DepthModel) -> SupervisedDepthTask:

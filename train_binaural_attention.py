@@ -17,7 +17,7 @@ from training.tasks import SupervisedDepthTask
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    options.add_data_options(parser, hears=True)
+    options.add_data_options(parser, hears=True, only_hears=True)
     model = parser.add_argument_group("model and loss")
     options.add_width_option(model, "64: 37.8 M parameters; 32: 9.8 M")
     options.add_upsampling_option(model)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bilinear=args.bilinear,
         max_depth=datasets["train"].max_depth,
         attention_levels=args.attention_levels,
-        compress_input=options.compresses_input(args),
+        **options.hearing_config(args),
     )
     task = SupervisedDepthTask(
         model,

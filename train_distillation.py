@@ -44,7 +44,7 @@ FEATURE_DEFAULTS: dict[str, Any] = {
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    options.add_data_options(parser, hears=True, takes_pairs=True)
+    options.add_data_options(parser, hears=True, only_hears=True, takes_pairs=True)
     group = parser.add_argument_group("teacher and student")
     group.add_argument(
         "--teacher_checkpoint",
@@ -191,6 +191,8 @@ def check_teacher(
         raise OptionError(f"--teacher_checkpoint {path}: {teacher.name} takes {takes}; a teacher must see (rgb)")
     if "audio" in teacher.inputs:
         teacher.check_image_size(args.image_size)
+        if args.augment_scale:
+            raise OptionError("--augment_scale: the teacher hears and sees, and a picture does not show the scale")
         if checkpoint is None:
             raise OptionError(f"--teacher_checkpoint {path}: bare weights do not say what {teacher.name} heard")
         require_entries(checkpoint, path, "preprocessing", "audio_format", "audio_samples")
@@ -244,7 +246,7 @@ def student_config(args: argparse.Namespace) -> dict[str, Any]:
         "base_channels": args.base_channels,
         "bilinear": args.bilinear,
         "attention_levels": args.attention_levels,
-        "compress_input": options.compresses_input(args),
+        **options.hearing_config(args),
         "image_size": args.image_size,
     }
     return {key: value for key, value in config.items() if key in taken and value is not None}

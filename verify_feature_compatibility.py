@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from errors import OptionError, run_script
 from models import MODELS, create_model
-from models.base import INPUT_CHANNELS
 from models.depth_anything import ALIASES, PRESETS
 from training import options
 
@@ -95,7 +94,7 @@ def measure(name: str, image_size: int, **config: Any) -> Levels:
     model.check_image_size(image_size)
     with FakeTensorMode(allow_non_fake_inputs=True):  # tensors of a shape, but without memory
         model.to_empty(device="cpu")
-        inputs = [torch.zeros(1, INPUT_CHANNELS[key], image_size, image_size) for key in model.inputs]
+        inputs = [torch.zeros(1, model.input_channels(key), image_size, image_size) for key in model.inputs]
         depth, features = model(*inputs, return_features=True)
         counted: set[nn.Parameter] = set()
         levels: Levels = {}

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import MODELS, create_model
-from models.base import INPUT_CHANNELS
 from training import options
 
 
@@ -56,7 +55,7 @@ def saved_bytes(name: str, image_size: int = 256, batch_size: int = 1, **config:
             if path and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
                 module.register_forward_pre_hook(lambda *_, path=path: inside.append(path))
                 module.register_forward_hook(lambda *_: inside.pop() and None)
-        inputs = [torch.zeros(batch_size, INPUT_CHANNELS[key], image_size, image_size) for key in model.inputs]
+        inputs = [torch.zeros(batch_size, model.input_channels(key), image_size, image_size) for key in model.inputs]
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 depth = model(*inputs)

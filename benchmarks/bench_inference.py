@@ -31,7 +31,6 @@ from benchmarks import measure
 from dataloaders.transforms import cut_samples
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model, onnx_file
-from models.base import INPUT_CHANNELS
 from models.onnx_file import OnnxNetwork
 from training import options
 from training.checkpoint import load_model
@@ -127,7 +126,7 @@ def ways(compiled: bool, device: str) -> list[str]:
 def inputs_of(model: DepthModel, images: int, side: int) -> list[Tensor]:
     """Return one batch of noise [B, C, S, S] for each input of a network."""
     torch.manual_seed(0)
-    return [torch.rand(images, INPUT_CHANNELS[key], side, side) for key in model.inputs]
+    return [torch.rand(images, model.input_channels(key), side, side) for key in model.inputs]
 
 
 def copy_of(model: DepthModel) -> DepthModel:

@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 from errors import run_script
 from models import MODELS, create_model
-from models.base import INPUT_CHANNELS
 from training import loop, options
 from training.engine import create_fabric, resolve_precision
 from training.machine import keep_freed_memory
@@ -125,7 +124,7 @@ def build_batch(settings: dict[str, Any], model: Any) -> dict[str, Any]:
     """Return a batch of noise: what the network takes, and depth in metres [B, 1, S, S] with a hole."""
     torch.manual_seed(1)
     images, side = settings["batch_size"], settings["image_size"]
-    batch: dict[str, Any] = {key: torch.rand(images, INPUT_CHANNELS[key], side, side) for key in model.inputs}
+    batch: dict[str, Any] = {key: torch.rand(images, model.input_channels(key), side, side) for key in model.inputs}
     batch["depth"] = 1 + 9 * torch.rand(images, 1, side, side)
     batch["depth"][..., 0] = 0
     return {**batch, "id": [str(number) for number in range(images)]}

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataloaders import create_dataset, create_loader
+from dataloaders import create_dataset, create_loader, swap_ears
 from errors import OptionError, run_script
 from training import loop, options
 from training.checkpoint import dataset_options_of, load_checkpoint, restore_model
@@ -69,7 +69,7 @@ def predict_both_ways(args: argparse.Namespace, path: Path) -> dict[str, Tensor]
     loader = create_loader(dataset, 32, shuffle=False, num_workers=args.num_workers)
     with loop.Batches(fabric, loader, len(loader), path.parent.name) as batches:
         for batch in batches:
-            swapped = {**batch, "audio": batch["audio"].flip(1)}  # [B, 2, H, W]: left and right change places
+            swapped = {**batch, "audio": swap_ears(batch["audio"])}  # [B, C, H, W]: left and right change places
             if "rgb" in batch:
                 swapped["rgb"] = batch["rgb"].flip(-1)  # a network that also sees is shown the mirrored world
             rows["truth"].append(batch["depth"].cpu())

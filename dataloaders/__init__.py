@@ -28,11 +28,13 @@ from dataloaders.simulated import Simulated
 from dataloaders.transforms import (
     AUDIO_FORMATS,
     Size,
+    audio_channels,
     clean_depth,
     is_silent,
     prepare_audio,
     prepare_rgb,
     prepare_wave,
+    swap_ears,
     valid_depth,
 )
 from dataloaders.workers import start_worker, usable_workers
@@ -54,6 +56,7 @@ __all__ = [
     "Problem",
     "Source",
     "WithMorePairs",
+    "audio_channels",
     "clean_depth",
     "collate",
     "create_dataset",
@@ -69,6 +72,7 @@ __all__ = [
     "read_image",
     "read_wav",
     "start_worker",
+    "swap_ears",
     "usable_workers",
     "valid_depth",
 ]
@@ -101,8 +105,9 @@ def create_dataset(
         options: ``min_depth`` (1e-3 m: nearer is invalid), ``modalities`` (load only these; None loads all there are),
             ``holdout_location`` (names with commas: train and val drop them, test keeps only them), ``label_fraction``
             and ``label_seed`` (the share of training pairs that keep their depth), ``resample`` (convert other sample
-            rates to 44.1 kHz), ``augment`` (training only), ``seed`` (of the augmentation), ``native_depth`` (leave the
-            depth at its own size, for evaluation), ``crops`` (training only: views of a :class:`CropRule`),
+            rates to 44.1 kHz), ``augment`` and ``augment_scale`` (training only: mirrored scenes, and scenes up to that
+            much larger or smaller), ``seed`` (of both), ``native_depth`` (leave the depth at its own size, for
+            evaluation), ``crops`` (training only: views of a :class:`CropRule`),
             ``rgb_filter`` (``bilinear``, or ``bicubic`` for Depth Anything's networks: how pictures are resized),
             ``cache_dir`` (keep prepared samples there, see :mod:`dataloaders.sample_cache`), ``problems`` (a list of
             :class:`Problem` that gets all that is wrong; else the first ends it).

@@ -113,6 +113,7 @@ class DepthDataset(Dataset):
         label_seed: int = 0,
         resample: bool | None = None,
         augment: bool = False,
+        augment_scale: float = 0.0,
         seed: int = 0,
         native_depth: bool = False,
         crops: CropRule | None = None,
@@ -126,6 +127,7 @@ class DepthDataset(Dataset):
         self.max_depth = float(self.default_max_depth if max_depth is None else max_depth)
         self.min_depth = float(min_depth)
         self.augment = augment and split == "train"
+        self.augment_scale = augment_scale if split == "train" else 0.0
         self.seed = seed
         self.native_depth = native_depth
         self.crops = crops if split == "train" else None
@@ -138,7 +140,7 @@ class DepthDataset(Dataset):
             "max_depth": self.max_depth,
             "min_depth": self.min_depth,
             "audio_format": audio_format if "audio" in self.can_supply else None,
-            "audio_samples": self.audio_samples() if "audio" in self.can_supply else None,
+            "audio_samples": self._heard_samples(audio_format),
             "sample_rate": transforms.SAMPLE_RATE if "audio" in self.can_supply else None,
             "resample": bool(resample),
             "rgb_filter": rgb_filter,
@@ -231,6 +233,8 @@ class DepthDataset(Dataset):
             sample |= {modality: self._prepared(index, modality) for modality in self.modalities}  # [C, S, S]
         if self.augment:
             sample = transforms.augment_sample(sample, np.random.default_rng((self.seed, epoch, index)))
+        if self.augment_scale:
+            sample = self._scaled(sample, np.random.default_rng((self.seed, epoch, index, 2)))
         return sample
 
     def prepare(self, index: int, modality: str) -> Tensor:
@@ -300,6 +304,12 @@ class DepthDataset(Dataset):
             file = "" if named else f"{files[modality][0]}: "
             raise DataError(f"{file}{error} ({self.row_name(index)})") from None
 
+    def _scaled(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Return the sample with its scene made larger or smaller, by factors that are evenly spread as logarithms."""
+        scale = (1 + self.augment_scale) ** rng.uniform(-1, 1)
+        samples = self.preprocessing["audio_samples"]
+        return transforms.scale_scene(sample, scale, samples, self.max_depth)
+
     def _prepared(self, index: int, modality: str) -> Tensor:
         if modality == "depth" and not self.labelled[index]:
             return self._no_depth()
@@ -360,12 +370,23 @@ class DepthDataset(Dataset):
             raise OptionError(f"--label_fraction {label_fraction:g} is not between 0 and 1")
         if min(seeds) < 0:
             raise OptionError("a seed must not be negative")
+        if self.augment_scale < 0:
+            raise OptionError(f"--augment_scale {self.augment_scale:g} must not be negative")
+        if self.augment_scale and audio_format != "interaural":
+            raise OptionError("--augment_scale needs --audio_format interaural: its time begins with the direct pulse")
         if self.crops is not None and (modalities is None or set(modalities) - {"rgb", "depth"}):
             raise OptionError("crops are of pictures: a sample of echoes shows the whole scene")
         if self.cache_dir is not None and self.crops is not None:
             raise OptionError("--cache_dir keeps whole views; crops are drawn anew each epoch: say --fixed_views")
         if self.cache_dir is not None and self.native_depth:
             raise OptionError("--cache_dir keeps maps of one size, not of their own")
+
+    def _heard_samples(self, audio_format: str) -> int | None:
+        """Return how many samples of a recording are heard: all that the cap asks for, where time has a zero."""
+        if "audio" not in self.can_supply:
+            return None
+        samples = self.audio_samples()
+        return transforms.cut_samples(self.max_depth) if samples is None and audio_format == "interaural" else samples
 
     def _held_out(self, rows: list[Row], holdout: str | None) -> list[Row]:
         """Train and val drop the locations held out, test keeps only them."""

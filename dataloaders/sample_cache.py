@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataloaders.transforms import size_pair
+from dataloaders.transforms import audio_channels, size_pair
 from dataloaders.workers import start_worker
 from errors import DataError, OptionError
 from training.files import locked
@@ -61,7 +61,7 @@ SHAPING = {
     "rgb": ("image_size", "rgb_filter"),
     "depth": ("image_size", "max_depth", "min_depth"),
 }
-CHANNELS = {"audio": 2, "rgb": 3, "depth": 1}
+CHANNELS = {"rgb": 3, "depth": 1}  # those of audio are as many as its format has
 # Entries of a key that change when the same samples have to be prepared anew.
 AGEING = ("files", "code", "versions")
 BATCH = 8  # samples that a worker hands over at a time
@@ -294,7 +294,9 @@ def _build(
 ) -> None:
     """Prepare what is missing, in the first form that holds all rows, or go on with that which was begun last."""
     begun = max((form for form, folder in enumerate(folders) if folder.is_dir()), default=0)
-    shape = (len(dataset), CHANNELS[modality], *size_pair(dataset.image_size))
+    heard = dataset.preprocessing["audio_format"]
+    channels = audio_channels(heard) if modality == "audio" else CHANNELS[modality]
+    shape = (len(dataset), channels, *size_pair(dataset.image_size))
     for form in range(begun, len(folders)):
         kept = MappedRows(folders[form], key, shape, FORMS[modality][form].dtype, flag=FLAG)
         if _fill(kept, dataset, modality, form, num_workers):

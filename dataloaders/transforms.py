@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from dataloaders.interaural import MAPS, interaural_image, scale_echoes
+from dataloaders.stft import HOP_LENGTH, N_FFT, SAMPLE_RATE, SPEED_OF_SOUND, WIN_LENGTH
 from errors import DataError, OptionError
 
-SAMPLE_RATE = 44_100  # Hz, of every BatVision recording
-SPEED_OF_SOUND = 340.0  # m/s, as the official baseline rounds it
-AUDIO_FORMATS = ("spectrogram", "log_spectrogram", "mel")
+SPECTROGRAMS = ("spectrogram", "log_spectrogram", "mel")
+AUDIO_FORMATS = (*SPECTROGRAMS, "interaural")
+EARS = 2
 
-# The official baseline's short-time Fourier transform.
-N_FFT, WIN_LENGTH, HOP_LENGTH = 512, 64, 16
 # Samples that a centred transform with reflect padding needs at least.
 MIN_SAMPLES = N_FFT // 2 + 1
 # The transform of a minute takes a gigabyte; an echo has died away within a second.
@@ -195,15 +195,24 @@ def check_recording(wave: Tensor, preprocessing: Mapping[str, Any]) -> None:
 
 
 def prepare_audio(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
-    """Sound of two ears [2, N] at 44.1 kHz -> network input [2, S, S] float32.
+    """Sound of two ears [2, N] at 44.1 kHz -> network input [C, S, S] float32, C of :func:`audio_channels`.
 
     Where ``audio_samples`` is a number, the sound is first cut to it or filled up to it with silence; None keeps it.
 
     Raises:
         DataError: the sound holds NaN or infinity, or is too short for a spectrogram.
     """
-    image = spectrogram(prepare_wave(wave, preprocessing), preprocessing["audio_format"])  # [2, F, T]
-    return F.resize(image, list(size_pair(preprocessing["image_size"])), antialias=True)  # [2, S, S]
+    wave, (height, width) = prepare_wave(wave, preprocessing), size_pair(preprocessing["image_size"])
+    if preprocessing["audio_format"] == "interaural":
+        with torch.no_grad():
+            return interaural_image(wave.shape[1], height, width, wave.dtype)(wave[None])[0]  # [4, S, S]
+    image = spectrogram(wave, preprocessing["audio_format"])  # [2, F, T]
+    return F.resize(image, [height, width], antialias=True)  # [2, S, S]
+
+
+def audio_channels(audio_format: str) -> int:
+    """Return the channels of what is heard: a spectrogram of each ear, and of ``interaural`` the maps of both."""
+    return EARS + (MAPS if audio_format == "interaural" else 0)
 
 
 def spectrogram(wave: Tensor, audio_format: str = "spectrogram") -> Tensor:
@@ -232,7 +241,7 @@ def format_magnitude(magnitude: Tensor, audio_format: str) -> Tensor:
         return _log_compress(magnitude, LOG_FLOOR)
     if audio_format == "mel":
         return _log_compress(mel_filters().to(magnitude) @ magnitude.square(), LOG_FLOOR**2)  # [..., 32, T]
-    raise OptionError(f"unknown --audio_format {audio_format}; known: {', '.join(AUDIO_FORMATS)}")
+    raise OptionError(f"--audio_format {audio_format} is no spectrogram; known: {', '.join(SPECTROGRAMS)}")
 
 
 def _log_compress(value: Tensor, floor: float) -> Tensor:
@@ -309,11 +318,37 @@ def augment_sample(sample: dict[str, Any], rng: np.random.Generator) -> dict[str
         rgb = F.adjust_contrast(rgb, contrast)
         sample[key] = F.adjust_brightness(rgb, brightness)
     if mirrored:
-        for key, dim in (("rgb", -1), ("local", -1), ("depth", -1), ("audio", 0)):
-            if key in sample:
-                sample[key] = sample[key].flip(dim)
+        for key in {"rgb", "local", "depth"} & set(sample):
+            sample[key] = sample[key].flip(-1)
+        if "audio" in sample:
+            sample["audio"] = swap_ears(sample["audio"])
         if "boxes" in sample:
             left, top, right, bottom = sample["boxes"].unbind(dim=-1)  # [N] each
             width = sample["rgb"].shape[-1]
             sample["boxes"] = torch.stack([width - right, top, width - left, bottom], dim=-1)
+    return sample
+
+
+def swap_ears(audio: Tensor) -> Tensor:
+    """Return what is heard [..., C, H, W] where left is right: the ears change places, maps of both are mirrored."""
+    ears, maps = audio[..., :EARS, :, :], audio[..., EARS:, :, :]
+    return torch.cat([ears.flip(-3), maps.flip(-1)], dim=-3)
+
+
+def scale_scene(sample: dict[str, Any], scale: float, samples: int, max_depth: float) -> dict[str, Any]:
+    """Make the scene ``scale`` times as large: echoes come later and weaker, depth grows, a picture stays as it is.
+
+    A camera with a pinhole sees the same. ``scale`` joins the sample, for a teacher that sees to answer in metres of
+    the scaled scene. What then lies beyond the cap counts as the cap.
+
+    Args:
+        sample: with ``audio`` in the format ``interaural``.
+        scale: above 0.
+        samples: of the recording.
+        max_depth: the cap, in metres.
+    """
+    sample = {**sample, "scale": torch.tensor(scale, dtype=torch.float32)}
+    sample["audio"] = scale_echoes(sample["audio"], scale, samples)
+    if "depth" in sample:
+        sample["depth"] = (sample["depth"] * scale).clamp(max=max_depth)
     return sample

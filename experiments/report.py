@@ -13,6 +13,7 @@ import shlex
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 
 from experiments.runs import REPOSITORY, Run
 from experiments.statistics import Interval, change_interval, closed_interval, mean_interval
@@ -196,15 +198,18 @@ def _png(figure: Any) -> bytes:
 
 def versions() -> dict[str, str]:
     """Return what made the figures: commit, Python, libraries, machine."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    commit = "unknown"
+    with suppress(OSError):  # there is no git
+        command = ["git", "describe", "--always", "--dirty"]
+        said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
+        commit = said or commit
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy"))
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit,
         "Python": platform.python_version(),
         "libraries": libraries,
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores{gpu}",
     }
 
 

@@ -111,6 +111,15 @@ class Laboratory:
             command += [run.teacher_flag, f"{self.best(run.teacher, seed)}"]
         return [*command, "--resume" if done else "--overwrite"]
 
+    def find_untrained(self, runs: Sequence[Run], seeds: Sequence[int]) -> dict[tuple[str, int], str]:
+        """Return of each (name, seed) that is not trained to its end how far it is; train nothing."""
+        done = {(run, seed): self.epochs_done(run, seed) for run in runs for seed in seeds}
+        return {
+            (run.name, seed): f"{epochs} of its {run.epochs} epochs are trained"
+            for (run, seed), epochs in done.items()
+            if epochs < run.epochs
+        }
+
     def train_all(self, runs: Sequence[Run], seeds: Sequence[int]) -> dict[tuple[str, int], str]:
         """Train all seeds of all runs, each as soon as its teacher is done and a job is free; skip what is done.
 

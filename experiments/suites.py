@@ -15,6 +15,9 @@ class Preset:
     Attributes:
         size: flags of all runs.
         student: width and attention of those that hear.
+        rate: of those students that learn alone, or from a teacher that has learnt.
+        senses: what they hear.
+        scale: how scenes change their size in their training, where nobody learns from pictures along with them.
         wide: those of one that is larger.
         teacher: width and rate of the one that sees.
         unet: width and rate of the U-Net baseline, chosen on the validation samples by the suite ``tune``.
@@ -31,6 +34,9 @@ class Preset:
     epochs: int
     short: int
     n_bins: int = 128
+    rate: tuple[str, ...] = ()
+    senses: tuple[str, ...] = ("--audio_format", "interaural")
+    scale: tuple[str, ...] = ("--augment_scale", "0.2")
 
 
 PRESETS = {
@@ -39,10 +45,11 @@ PRESETS = {
         student=("--base_channels", "8", "--attention_levels", "4", "5"),
         wide=("--base_channels", "16", "--attention_levels", "4", "5"),
         teacher=("--base_channels", "16", "--learning_rate", "0.002"),
-        unet=("--base_channels", "32", "--learning_rate", "0.002"),
+        unet=("--base_channels", "64", "--learning_rate", "0.001"),
         epochs=36,
         short=12,
         n_bins=64,
+        rate=("--learning_rate", "0.002"),
     ),
     "gpu": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
@@ -133,6 +140,7 @@ class Rows:
         self.setting = setting
         self.preset = setting.preset
         self.epochs = epochs
+        self.hears = (*self.preset.senses, *self.preset.scale)
 
     def labels(self, fraction: float) -> tuple[str, ...]:
         """Return the flags of a share of the labels: equally many steps, however many there are."""
@@ -161,14 +169,18 @@ class Rows:
         what: str = "audio alone",
         width: tuple[str, ...] = (),
         loss: tuple[str, ...] = PLAIN,
+        hears: tuple[str, ...] | None = None,
     ) -> Run:
         """The audio student on its own: the loss of a taught one, without its teacher."""
-        command = ("train_binaural_attention.py", *(width or self.preset.student), *self.labels(fraction), *loss)
+        hears = self.hears if hears is None else hears
+        shape = (*(width or self.preset.student), *self.preset.rate, *hears)
+        command = ("train_binaural_attention.py", *shape, *self.labels(fraction), *loss)
         return Run(self.name(what, fraction), command, self.epochs)
 
     def taught(self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None) -> Run:
         """The audio student under a teacher."""
-        command = ("train_distillation.py", *self.preset.student, *self.labels(fraction), *flags)
+        shape = (*self.preset.student, *self.preset.rate, *self.hears)
+        command = ("train_distillation.py", *shape, *self.labels(fraction), *flags)
         return Run(self.name(what, fraction), command, self.epochs, teacher=teacher or self.teacher(fraction))
 
     def baseline(
@@ -182,7 +194,8 @@ class Rows:
     def adabins(self, what: str, *flags: str, fraction: float = 1.0, n_bins: int | None = None) -> Run:
         """The AdaBins student and its teacher, who learn together."""
         bins = ("--n_bins", f"{n_bins or self.preset.n_bins}")
-        command = ("train_adabins_distillation.py", *self.preset.student, *self.labels(fraction), *bins, *flags)
+        student = (*self.preset.student, *self.preset.senses)
+        command = ("train_adabins_distillation.py", *student, *self.labels(fraction), *bins, *flags)
         return Run(self.name(what, fraction), command, self.epochs)
 
 
@@ -198,11 +211,13 @@ def ladder(setting: Setting) -> Suite:
         make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
     ]
     alone = [
-        make.audio(what="audio alone, smoothness and edges", loss=()),
+        make.audio(what="audio alone, scenes of one size", hears=make.preset.senses),
+        make.audio(what="audio alone, spectrograms", hears=()),
         make.audio(what="audio alone, wide", width=make.preset.wide),
     ]
     others = [
         make.baseline("unet_baseline"),
+        make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural"),
         make.baseline("base_residual"),
     ]
     both = [make.baseline("multimodal_fusion"), make.teacher()]

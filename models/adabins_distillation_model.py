@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from errors import CheckpointError, OptionError
 from models.base import DepthModel, Features, normalize_imagenet
 from models.binaural_attention_model import BinauralEncoder
-from models.blocks import LEVEL_WIDTHS, Decoder, DoubleConv, Encoder, name_levels
+from models.blocks import EARS, LEVEL_WIDTHS, Decoder, DoubleConv, Encoder, name_levels
 from models.weights import read_pickle, weights_in
 
 RGB_ENCODERS = ("unet", "resnet50")
 
 
 class AdaBinsEncoder(nn.Module):
-    """Five levels of a picture or of an echo, in the same shapes: [B, 3 or 2, H, W] -> x1 [B, b, H, W] to x5.
+    """Five levels of a picture or of an echo, in the same shapes: [B, C, H, W] -> x1 [B, b, H, W] to x5.
 
     Echoes go through the binaural student's two ears, at whose coarse levels places of frequency and time have become
     places of y and x. Pictures go through the U-Net teacher's encoder, or through a pretrained ResNet-50.
@@ -35,6 +35,7 @@ class AdaBinsEncoder(nn.Module):
         rgb_encoder: ``unet`` or ``resnet50``, for pictures.
         attention_levels: of the ears (see ``models.binaural_attention_model``).
         compress_input: take the logarithm of the echoes first.
+        audio_channels: of what is heard.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class AdaBinsEncoder(nn.Module):
         rgb_encoder: str = "unet",
         attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
+        audio_channels: int = EARS,
     ) -> None:
         super().__init__()
         if modality == "audio":
-            self.levels: nn.Module = BinauralEncoder(base_channels, attention_levels, compress_input)
+            self.levels: nn.Module = BinauralEncoder(base_channels, attention_levels, compress_input, audio_channels)
         elif rgb_encoder == "unet":
             self.levels = Encoder(3, base_channels)
         else:
@@ -267,10 +269,11 @@ class AdaBinsAudioNet(AdaBinsNet):
         *,
         attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
+        audio_channels: int = EARS,
         **config: Any,
     ) -> None:
-        levels = sorted(set(attention_levels))
-        super().__init__(base_channels, attention_levels=levels, compress_input=compress_input, **config)
+        hearing: dict[str, Any] = {"compress_input": compress_input, "audio_channels": audio_channels}
+        super().__init__(base_channels, attention_levels=sorted(set(attention_levels)), **hearing, **config)
 
 
 class AdaBinsRGBNet(AdaBinsNet):
@@ -317,6 +320,7 @@ def create_adabins_distillation_model(
     *,
     attention_levels: Sequence[int] = (2, 3, 4, 5),
     compress_input: bool = True,
+    audio_channels: int = EARS,
     **config: Any,
 ) -> AdaBinsDistillationModel:
     """Build student and teacher.
@@ -328,6 +332,7 @@ def create_adabins_distillation_model(
             ResNet-50 with ImageNet's weights; a path, see :func:`read_pretrained`.
         attention_levels: of the student's ears.
         compress_input: the student takes the logarithm of the echoes first.
+        audio_channels: of what the student hears.
         **config: the other arguments of :class:`AdaBinsNet`, of both.
 
     Raises:
@@ -336,7 +341,8 @@ def create_adabins_distillation_model(
     """
     source = "imagenet" if use_pretrained_rgb is True else use_pretrained_rgb
     config |= {"base_channels": base_channels, "n_bins": n_bins}
-    audio = AdaBinsAudioNet(attention_levels=attention_levels, compress_input=compress_input, **config)
+    hearing: dict[str, Any] = {"compress_input": compress_input, "audio_channels": audio_channels}
+    audio = AdaBinsAudioNet(attention_levels=attention_levels, **hearing, **config)
     if not source:
         return AdaBinsDistillationModel(audio, AdaBinsRGBNet(**config))
     rgb_encoder, weights = read_pretrained(source)

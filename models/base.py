@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import OptionError
-
-INPUT_CHANNELS = {"rgb": 3, "audio": 2}
+from models.blocks import EARS
 
 # ImageNet's channel statistics, for networks that want them taken out.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,6 +52,10 @@ class DepthModel(nn.Module):
             f"--image_size {image_size}: {self.name} takes multiples of {multiple} from {smallest} on; use {nearest}"
         )
 
+    def input_channels(self, key: str) -> int:
+        """Return the channels of one of its ``inputs``: a spectrogram of each ear, unless it was built for more."""
+        return 3 if key == "rgb" else self.config.get("audio_channels", EARS)
+
     def feature_shapes(self, image_size: int | None = None) -> dict[str, tuple[int, int, int]]:
         """Return (channels, height, width) of each level, for an input of ``image_size`` pixels (None: the smallest).
 
@@ -60,7 +63,7 @@ class DepthModel(nn.Module):
         """
         side = 2 * self.size_multiple if image_size is None else image_size
         device = next(self.parameters()).device
-        inputs = (torch.zeros(1, INPUT_CHANNELS[key], side, side, device=device) for key in self.inputs)
+        inputs = (torch.zeros(1, self.input_channels(key), side, side, device=device) for key in self.inputs)
         was_training = self.training
         self.eval()
         with torch.no_grad():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import DepthModel, Features
-from models.blocks import Decoder, Encoder, MetricDepthHead, SpectrogramInput, name_levels, to_metres
+from models.blocks import EARS, Decoder, Encoder, MetricDepthHead, SpectrogramInput, name_levels, to_metres
 
 
 class BaseResidualNet(DepthModel):
@@ -21,6 +21,7 @@ class BaseResidualNet(DepthModel):
         max_depth: the depth in metres that the output cannot exceed.
         compress_input: take the logarithm of the input first: for magnitudes, not for spectrograms that are
             logarithmic already.
+        audio_channels: of what is heard: 2, or more where maps of both ears follow their spectrograms.
 
     The features are ``x1``..``x5`` and ``d1``..``d4`` (of the base) in the shapes of the RGB teacher, and ``base`` and
     ``residual`` [B, 1, H, W] in metres.
@@ -31,15 +32,24 @@ class BaseResidualNet(DepthModel):
     size_multiple = 16
 
     def __init__(
-        self, base_channels: int = 64, bilinear: bool = True, max_depth: float = 30.0, compress_input: bool = True
+        self,
+        base_channels: int = 64,
+        bilinear: bool = True,
+        max_depth: float = 30.0,
+        compress_input: bool = True,
+        audio_channels: int = EARS,
     ) -> None:
         super().__init__(
-            base_channels=base_channels, bilinear=bilinear, max_depth=max_depth, compress_input=compress_input
+            base_channels=base_channels,
+            bilinear=bilinear,
+            max_depth=max_depth,
+            compress_input=compress_input,
+            audio_channels=audio_channels,
         )
         self.max_depth: Tensor
         self.register_buffer("max_depth", torch.tensor(float(max_depth)))
-        self.listen = SpectrogramInput(compress_input)
-        self.encoder = Encoder(2, base_channels)
+        self.listen = SpectrogramInput(compress_input, audio_channels)
+        self.encoder = Encoder(audio_channels, base_channels)
         self.base_decoder = Decoder(base_channels, bilinear)
         self.residual_decoder = Decoder(base_channels, bilinear)
         self.base_head = MetricDepthHead(base_channels, max_depth)

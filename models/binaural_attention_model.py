@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from errors import OptionError
 from models.base import DepthModel, Features
 from models.blocks import (
+    EARS,
     LEVEL_WIDTHS,
     Decoder,
     Encoder,
@@ -79,53 +80,67 @@ def turn(x: Tensor, heads: int) -> Tensor:
 
 
 class BinauralEncoder(nn.Module):
-    """Two encoders, one per ear, that ask each other: spectrograms [B, 2, H, W] -> five fused levels.
+    """Two encoders, one per ear, that ask each other: what is heard [B, C, H, W] -> five fused levels.
 
     After each of ``attention_levels`` either ear asks the other (:class:`EarAttention`) and goes on with what it heard;
     a fusion layer joins the two at every level. At the three coarsest levels, learned maps between places turn
     frequency and time into y and x (:class:`~models.blocks.PlaceMixer`).
 
+    Maps of both ears, where C is above 2, go through a third encoder, which the fusion layers join to the ears: their
+    axes are range and direction (``dataloaders.interaural``), a spectrogram's frequency and time.
+
     Args:
         base_channels: channels of the first level, b; the others are 2b, 4b, 8b, 8b wide.
         attention_levels: the levels, of 1 to 5, at which the ears ask each other; may be empty.
-        compress_input: take the logarithm of the input first.
+        compress_input: take the logarithm of the spectrograms first.
+        channels: C, of what is heard: a spectrogram of each ear, then maps of both.
 
     Raises:
-        OptionError: an attention level that there is not, or ``base_channels`` odd.
+        OptionError: an attention level that there is not, ``base_channels`` odd, or ``channels`` below 2.
     """
 
-    def __init__(self, base_channels: int, attention_levels: Sequence[int], compress_input: bool) -> None:
+    def __init__(
+        self, base_channels: int, attention_levels: Sequence[int], compress_input: bool, channels: int = EARS
+    ) -> None:
         super().__init__()
+        if channels < EARS:
+            raise OptionError(f"audio_channels is {channels}; two ears need {EARS} at least")
         if base_channels % 2:
             raise OptionError(f"--base_channels {base_channels}: attention over time needs an even number")
         unknown = sorted(set(attention_levels) - set(LEVELS))
         if unknown:
             raise OptionError(f"--attention_levels: there is no level {unknown[0]}; known: 1 to {len(LEVELS)}")
         widths = [base_channels * width for width in LEVEL_WIDTHS]
-        self.listen = SpectrogramInput(compress_input)
+        self.listen = SpectrogramInput(compress_input, channels)
         self.left = Encoder(1, base_channels)
         self.right = Encoder(1, base_channels)
+        self.both = Encoder(channels - EARS, base_channels) if channels > EARS else None
         self.left_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in sorted(set(attention_levels))})
         self.right_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in sorted(set(attention_levels))})
-        self.fuse = nn.ModuleList(Fuse(2 * width, width) for width in widths)
+        self.fuse = nn.ModuleList(Fuse((3 if self.both else 2) * width, width) for width in widths)
         self.mix = nn.ModuleDict({f"x{i}": PlaceMixer(widths[i - 1]) for i in MIXED_LEVELS})
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the five fused levels, the largest first; the last three are mixed."""
-        left, right = self.listen(x).split(1, dim=1)  # [B, 1, H, W] each
+        heard = self.listen(x)
+        left, right, maps = heard[:, :1], heard[:, 1:EARS], heard[:, EARS:]  # [B, 1, H, W] each ear
         encoded: list[Tensor] = []
         for index, fuse in enumerate(self.fuse):
             left, right = self.left.descend(left, index), self.right.descend(right, index)
             level = f"x{index + 1}"
             if level in self.left_asks:
                 left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
-            fused = fuse(join(left, right))
+            found = [left, right]
+            if self.both is not None:
+                maps = self.both.descend(maps, index)
+                found.append(maps)
+            fused = fuse(join(*found))
             encoded.append(self.mix[level](fused) if level in self.mix else fused)
         return encoded
 
 
 class BinauralAttentionDepthNet(DepthModel):
-    """Depth from the spectrograms of two ears; 38 M parameters at ``base_channels=64``.
+    """Depth from the echoes at two ears; 38 M parameters at ``base_channels=64``.
 
     A :class:`BinauralEncoder`, from whose levels a decoder rises.
 
@@ -136,12 +151,13 @@ class BinauralAttentionDepthNet(DepthModel):
         attention_levels: the levels, of 1 to 5, at which the ears ask each other; may be empty.
         compress_input: take the logarithm of the input first: for magnitudes, not for spectrograms that are
             logarithmic already.
+        audio_channels: of what is heard, C: 2, or more where maps of both ears follow their spectrograms.
 
     The fused encoder levels are ``x1`` [B, b, H, W] to ``x5`` [B, 8b, H/16, W/16]; the decoder's are ``d1``
     [B, 8b, H/8, W/8] to ``d4`` [B, b, H, W].
 
     Raises:
-        OptionError: an attention level that there is not, or ``base_channels`` odd.
+        OptionError: an attention level that there is not, ``base_channels`` odd, or ``audio_channels`` below 2.
     """
 
     name = "binaural_attention"
@@ -155,6 +171,7 @@ class BinauralAttentionDepthNet(DepthModel):
         max_depth: float = 30.0,
         attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
+        audio_channels: int = EARS,
     ) -> None:
         super().__init__(
             base_channels=base_channels,
@@ -162,13 +179,14 @@ class BinauralAttentionDepthNet(DepthModel):
             max_depth=max_depth,
             attention_levels=sorted(set(attention_levels)),
             compress_input=compress_input,
+            audio_channels=audio_channels,
         )
-        self.encoder = BinauralEncoder(base_channels, attention_levels, compress_input)
+        self.encoder = BinauralEncoder(base_channels, attention_levels, compress_input, audio_channels)
         self.decoder = Decoder(base_channels, bilinear)
         self.head = MetricDepthHead(base_channels, max_depth)
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Map spectrograms [B, 2, H, W] (left, right; H frequency, W time) to depth [B, 1, H, W] in metres.
+        """Map what is heard [B, C, H, W] (left, right, maps; H frequency, W time) to depth [B, 1, H, W] in metres.
 
         H and W are multiples of 16. With ``return_features`` the second value is the dict of levels ``x1``..``x5``,
         ``d1``..``d4``.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+EARS = 2
 LEVEL_WIDTHS = (1, 2, 4, 8, 8)  # channels of x1..x5, in units of base_channels
 
 
@@ -135,31 +137,34 @@ class Fuse(nn.Sequential):
 
 
 class SpectrogramInput(nn.Module):
-    """Bring spectrograms into a range in which a network learns: [B, C, H, W], any scale -> [B, C, H, W] of order 1.
+    """Bring what is heard into a range in which a network learns: [B, C, H, W], any scale -> [B, C, H, W] of order 1.
 
     Most magnitudes of an echo lie below 0.05 and its peaks at 3 to 7: as they are, a convolution sees little but the
     direct chirp. Their logarithm opens up the echoes, but for what lies under the noise, which stays as small as it is.
     The mean and deviation of the training set follow, in float32; both ears share them, for the difference between the
-    ears says where a thing is.
+    ears says where a thing is. Maps that follow the two spectrograms (``dataloaders.interaural``) have their own.
 
     Args:
-        compress: take log(1 + x / 0.03) first; for spectrograms that are compressed already, do not.
+        compress: take log(1 + x / 0.03) of the spectrograms first; if they are compressed already, do not.
+        channels: C, 2 or more.
     """
 
     FLOOR = 0.03  # three times the median magnitude of a recording of BatVision
 
-    def __init__(self, compress: bool) -> None:
+    def __init__(self, compress: bool, channels: int = EARS) -> None:
         super().__init__()
         self.compress = compress
         self.norm = nn.BatchNorm2d(1)
+        self.map_norm = nn.BatchNorm2d(channels - EARS) if channels > EARS else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the spectrograms, normalised."""
+        """Return the spectrograms, and the maps, normalised."""
         x = x.float()
+        ears = x[:, :EARS]
         if self.compress:
-            x = torch.log1p(x.clamp(min=0) / self.FLOOR)
-        batch, channels, height, width = x.shape
-        return self.norm(x.reshape(batch * channels, 1, height, width)).reshape(x.shape)
+            ears = torch.log1p(ears.clamp(min=0) / self.FLOOR)
+        ears = self.norm(ears.flatten(0, 1)[:, None]).reshape(ears.shape)  # [B, 2, H, W]
+        return ears if self.map_norm is None else join(ears, self.map_norm(x[:, EARS:]))
 
 
 def heads_of(channels: int) -> int:
@@ -220,8 +225,17 @@ def resize_cells(x: Tensor, height: int, width: int) -> Tensor:
     """
     if (height, width) == x.shape[-2:]:
         return x
-    along_y, along_x = resize_matrix(x.shape[-2], height).to(x), resize_matrix(x.shape[-1], width).to(x)
+    # Kept on the device, unless somebody traces the network: what is a tensor to a tracer is none to others.
+    matrix = _kept_matrix if type(x) is Tensor and not torch.compiler.is_compiling() else _matrix_on
+    along_y, along_x = (matrix(*sides, x.device, x.dtype) for sides in ((x.shape[-2], height), (x.shape[-1], width)))
     return along_y.T @ x @ along_x
+
+
+def _matrix_on(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return resize_matrix(old, new).to(device, dtype)
+
+
+_kept_matrix = lru_cache(maxsize=64)(_matrix_on)
 
 
 def resize_matrix(old: int, new: int) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from models.base import DepthModel, Features
 from models.blocks import (
+    EARS,
     LEVEL_WIDTHS,
     Decoder,
     Encoder,
@@ -30,6 +31,7 @@ class MultiModalFusionNet(DepthModel):
         max_depth: the depth in metres that the output cannot exceed.
         compress_input: take the logarithm of the spectrograms first: for magnitudes, not for spectrograms that are
             logarithmic already.
+        audio_channels: of what is heard: 2, or more where maps of both ears follow their spectrograms.
 
     The features are the picture's ``x1``..``x4``, the joined ``x5``, and ``d1``..``d4``, in the RGB teacher's shapes.
     """
@@ -39,14 +41,23 @@ class MultiModalFusionNet(DepthModel):
     size_multiple = 16
 
     def __init__(
-        self, base_channels: int = 64, bilinear: bool = True, max_depth: float = 30.0, compress_input: bool = True
+        self,
+        base_channels: int = 64,
+        bilinear: bool = True,
+        max_depth: float = 30.0,
+        compress_input: bool = True,
+        audio_channels: int = EARS,
     ) -> None:
         super().__init__(
-            base_channels=base_channels, bilinear=bilinear, max_depth=max_depth, compress_input=compress_input
+            base_channels=base_channels,
+            bilinear=bilinear,
+            max_depth=max_depth,
+            compress_input=compress_input,
+            audio_channels=audio_channels,
         )
         width = base_channels * LEVEL_WIDTHS[-1]
-        self.listen = SpectrogramInput(compress_input)
-        self.ears = Encoder(2, base_channels)
+        self.listen = SpectrogramInput(compress_input, audio_channels)
+        self.ears = Encoder(audio_channels, base_channels)
         self.eye = Encoder(3, base_channels)
         self.mix = PlaceMixer(width)
         self.fuse = Fuse(2 * width, width)

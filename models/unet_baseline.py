@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from errors import OptionError
 from models.base import DepthModel, Features
-from models.blocks import join, to_metres
+from models.blocks import EARS, join, to_metres
 
 SMALLEST = 32
 
@@ -24,6 +24,7 @@ class UNetBaseline(DepthModel):
         base_channels: channels of the first level, b; the others are 2b, 4b and then 8b wide.
         image_size: side of the input, a power of two from 32 on; it decides the number of levels, 8 for 256.
         max_depth: the depth in metres that the output cannot exceed.
+        audio_channels: of what is heard: 2 spectrograms, as published, or more where maps of both ears follow.
 
     The features are ``e1`` [B, b, H/2, W/2] to the last ``e`` [B, 8b, 1, 1] on the way down, and ``u1`` [B, 8b, 2, 2]
     upwards.
@@ -35,14 +36,18 @@ class UNetBaseline(DepthModel):
     name = "unet_baseline"
     inputs = ("audio",)
 
-    def __init__(self, base_channels: int = 64, image_size: int = 256, max_depth: float = 30.0) -> None:
-        super().__init__(base_channels=base_channels, image_size=image_size, max_depth=max_depth)
+    def __init__(
+        self, base_channels: int = 64, image_size: int = 256, max_depth: float = 30.0, audio_channels: int = EARS
+    ) -> None:
+        super().__init__(
+            base_channels=base_channels, image_size=image_size, max_depth=max_depth, audio_channels=audio_channels
+        )
         self.check_image_size(image_size)
         self.size_multiple = image_size // 2  # type: ignore[misc]  # twice that is the one size it takes
         self.max_depth: Tensor
         self.register_buffer("max_depth", torch.tensor(float(max_depth)))
         levels = image_size.bit_length() - 1
-        widths = [2, *(base_channels * min(2**i, 8) for i in range(levels))]  # of the input, e1, e2, ...
+        widths = [audio_channels, *(base_channels * min(2**i, 8) for i in range(levels))]  # of the input, e1, e2, ...
         self.down = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1, bias=i in (0, levels - 1))
             for i in range(levels)

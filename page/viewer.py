@@ -261,8 +261,8 @@ def _rmse(depth: Tensor, measured: Tensor) -> float | None:
 
 
 def _ears(ears: Tensor, preprocessing: Mapping[str, Any], seconds: float | None) -> dict[str, Any]:
-    """Return the spectrograms [2, H, W] to draw, low frequencies first, and what their axes are."""
-    lifted, top = lift_echoes(ears.numpy())
+    """Return the spectrograms, the first two of [C, H, W], to draw, low frequencies first, and what their axes are."""
+    lifted, top = lift_echoes(ears[:2].numpy())
     shades = np.rint(np.clip(lifted / top, 0, 1) * 255).astype(np.uint8)  # [2, H, W]
     samples = preprocessing["audio_samples"]
     return {

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from dataloaders import AUDIO_FORMATS, AudioFrontEnd, prepare_audio, prepare_wave, read_wav
-from dataloaders.audio_frontend import resize_matrix, windowed_waves
+from dataloaders.stft import resize_matrix, windowed_waves
+from dataloaders.transforms import SPECTROGRAMS
 from errors import OptionError
 
-CASES = list(itertools.product(AUDIO_FORMATS, (32, 256, (96, 160)), (257, 3112, 7782)))
+CASES = list(itertools.product(SPECTROGRAMS, (32, 256, (96, 160)), (257, 3112, 7782)))
 
 
 def preprocessing(audio_format="spectrogram", size=32, samples=3112):
@@ -41,6 +42,17 @@ def test_it_is_the_preprocessing(audio_format, size, samples):
 def test_it_is_the_preprocessing_of_a_real_recording(samples_dir, audio_format, size, samples):
     wave = read_wav(samples_dir / "BatvisionV2/Sample_Room/audio/audio_47.wav")
     check(wave, audio_format, size, samples)
+
+
+@pytest.mark.parametrize(("size", "samples"), itertools.product((32, (96, 160)), (257, 3112)))
+def test_what_both_ears_hear_has_one_preprocessing(samples_dir, size, samples):
+    """A file carries the very module. Beside float64 it rounds more than a spectrogram: it divides by amplitudes."""
+    wave = read_wav(samples_dir / "BatvisionV2/Sample_Room/audio/audio_47.wav")
+    how = preprocessing("interaural", size, samples)
+    with torch.no_grad():
+        found = AudioFrontEnd(how)(prepare_wave(wave, how)[None])[0]
+    assert torch.equal(found, prepare_audio(wave, how))
+    assert relative(found, prepare_audio(wave.double(), how)) < 1e-3
 
 
 def test_recordings_and_ears_keep_their_places():

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dataloaders import AUDIO_FORMATS, DATASETS, DEFAULT_DIRS
+from dataloaders import AUDIO_FORMATS, DATASETS, DEFAULT_DIRS, audio_channels
 from errors import OptionError
 from training.depth_losses import TASK_LOSSES
 
@@ -99,11 +99,17 @@ def create_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_data_options(
-    parser: argparse.ArgumentParser, *, dataset: str = "batvisionv2", hears: bool = False, takes_pairs: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    dataset: str = "batvisionv2",
+    hears: bool = False,
+    only_hears: bool = False,
+    takes_pairs: bool = False,
 ) -> None:
     """Add what decides which samples a script trains on.
 
-    ``hears``: also how echoes become spectrograms; ``takes_pairs``: also a folder of pairs without depth.
+    ``hears``: also how echoes become pictures; ``only_hears``: also how scenes change their size, which a picture does
+    not show; ``takes_pairs``: also a folder of pairs without depth.
     """
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=sorted(DATASETS), default=dataset, help="simulated needs no download")
@@ -145,13 +151,28 @@ def add_data_options(
             help="a second folder of the data set's format: its training pairs are added, and their depth is not read",
         )
     group.add_argument("--augment", action="store_true", help="mirror image, depth and ears together; jitter RGB")
+    if only_hears:
+        group.add_argument(
+            "--augment_scale",
+            type=non_negative_float,
+            default=0.0,
+            metavar="S",
+            help="make each scene up to 1 + S times as large or as small: its echoes come later, its depth grows "
+            "(0.2 is a fifth; --audio_format interaural)",
+        )
     if hears:
         add_audio_options(group)
 
 
 def add_audio_options(group: argparse._ArgumentGroup) -> None:
-    """Add how echoes become spectrograms."""
-    group.add_argument("--audio_format", choices=AUDIO_FORMATS, default="spectrogram", help="what the network hears")
+    """Add how echoes become pictures."""
+    group.add_argument(
+        "--audio_format",
+        choices=AUDIO_FORMATS,
+        default="spectrogram",
+        help="what the network hears: a spectrogram of each ear (as it is, as its logarithm, or in mel bands), or "
+        "interaural: those of the echoes without their chirp, and from which side each comes",
+    )
     group.add_argument("--resample", action="store_true", help="bring other sample rates to 44.1 kHz")
 
 
@@ -178,7 +199,7 @@ def add_attention_option(group: argparse._ArgumentGroup, help: str, default: lis
 
 
 def add_compression_option(group: argparse._ArgumentGroup) -> None:
-    """Add whether a model takes the logarithm of the spectrograms itself; :func:`compresses_input` reads it."""
+    """Add whether a model takes the logarithm of the spectrograms itself; :func:`hearing_config` reads it."""
     group.add_argument(
         "--compress_input",
         action=argparse.BooleanOptionalAction,
@@ -186,10 +207,14 @@ def add_compression_option(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def compresses_input(args: argparse.Namespace) -> bool:
-    """Return whether the model takes the logarithm itself: by default of magnitudes, the one linear format."""
+def hearing_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of a model that follow from what it hears.
+
+    By default it takes the logarithm itself of magnitudes, the one linear format.
+    """
     asked = getattr(args, "compress_input", None)
-    return args.audio_format == "spectrogram" if asked is None else asked
+    compresses = args.audio_format == "spectrogram" if asked is None else asked
+    return {"compress_input": compresses, "audio_channels": audio_channels(args.audio_format)}
 
 
 def add_depth_loss_options(
@@ -403,6 +428,8 @@ def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
     }
     if hasattr(args, "audio_format"):
         options |= {"audio_format": args.audio_format, "resample": args.resample}
+    if hasattr(args, "augment_scale"):
+        options["augment_scale"] = args.augment_scale
     return options
 
 

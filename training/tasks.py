@@ -102,7 +102,8 @@ class DistillationTask(Task):
 
     loss = lambda_task * labelled * task + lambda_kd * response + lambda_feat * feature: the distance of the labelled
     images from measured depth, the teacher's answer at every pixel of every image (also at the holes of a label), and
-    the sum of the feature losses over the levels. The teacher is given the student's view.
+    the sum of the feature losses over the levels. The teacher is given the student's view; of a scene that was scaled
+    (``scale`` [B] in the batch), it sees the same picture, and its metres are scaled with it.
 
     ``labelled`` is the share of the batch that has a label, so that an image's label weighs as much as the teacher's
     answer to an image does, however few the labels are. Without it, two labelled images of a batch of 16 would pull as
@@ -173,6 +174,7 @@ class DistillationTask(Task):
                 f"feature_{level}": mean_over_images(value) if value.ndim else value
                 for level, value in self.features(heard, seen).items()
             }
+        taught = self.in_scene(taught, batch)
         valid = valid_pixels(batch["depth"])
         labelled = valid.flatten(1).any(dim=1)  # [B]
         measured = self.task_loss(depth, batch["depth"], valid)  # [B], 0 without a label
@@ -187,6 +189,12 @@ class DistillationTask(Task):
         # Over all images at once: of several processes, each may have another share of the labels.
         loss = task * mean_over_images(measured) + kd * parts["response"] + feat * parts.get("feature", 0.0)
         return {"loss": loss, "depth": depth, **parts, "counts": {"task": count_images(labelled)}}
+
+    def in_scene(self, taught: Tensor, batch: Batch) -> Tensor:
+        """Return a teacher's answer [B, 1, H, W] in the metres of scaled scenes. Disparity has no metres to scale."""
+        if "scale" not in batch or self.teacher.model.output != "metres":
+            return taught
+        return taught.float() * batch["scale"][:, None, None, None]
 
     def distance(self, batch: Batch) -> Tensor:
         """Return how far the student is from a teacher that gives metres, the mean over the pixels in metres: [B]."""

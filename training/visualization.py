@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 DEPTH_COLORS = matplotlib.colormaps["turbo"].with_extremes(bad="0.75")  # grey: no measurement
 ERROR_COLORS = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
 ECHO_COLORS = matplotlib.colormaps["viridis"]
+SIDE_COLORS = matplotlib.colormaps["RdBu_r"]  # red where the ears agree, blue where they are opposed
 
 NAMES = ("truth", "audio", "RGB")  # of the curves of bins (without the truth) and histograms
 COLORS = ("black", "tab:blue", "tab:orange")
@@ -38,10 +39,12 @@ def save_grid(
 
     Args:
         path: where the PNG goes, whole or not at all.
-        columns: title, kind and the maps of each column. ``rgb`` is [3, H, W] in [0, 1]; ``audio`` [2, H, W] shows the
-            left ear beside the right one, time to the right, frequency upwards; ``depth`` and ``error`` are [1, H, W]
-            in metres, where 0 (for an error: NaN) is no measurement; ``disparity`` is [1, H, W] without a unit. The
-            depth maps of a row share one scale, the errors of the picture another, each disparity has its own.
+        columns: title, kind and the maps of each column. ``rgb`` is [3, H, W] in [0, 1]; ``audio`` [C, H, W] shows the
+            left ear beside the right one, time to the right, frequency upwards, and beside them the mean of further
+            maps, in which both ears are correlated, range downwards, from the left to the right; ``depth`` and
+            ``error`` are [1, H, W] in metres, where 0 (for an error: NaN) is no measurement; ``disparity`` is [1, H, W]
+            without a unit. The depth maps of a row share one scale, the errors of the picture another, each disparity
+            has its own.
             ``bins`` [2, N + 1] shows the edges of the bins of ear and eye in metres (NaN: there is no such network),
             ``histogram`` [3, P] how often each depth occurs in the truth, to the ear and to the eye (0: not measured).
         row_titles: one per row.
@@ -110,19 +113,24 @@ def lift_echoes(ears: np.ndarray) -> tuple[np.ndarray, float]:
     return lifted, max(float(np.percentile(lifted, 99.5)), 1e-3)
 
 
-def _draw_ears(axis: Any, ears: np.ndarray) -> None:
-    """Draw spectrograms [2, H, W] side by side."""
-    lifted, top = lift_echoes(ears)
-    image = np.concatenate(list(lifted), axis=1)  # [H, 2 W]
-    axis.imshow(image, aspect="auto", origin="lower", cmap=ECHO_COLORS, vmin=0, vmax=top)
-    axis.set_box_aspect(ears.shape[-2] / ears.shape[-1])
-    axis.axvline(ears.shape[-1] - 0.5, color="white", linewidth=1)
-    for place, ear in ((0.02, "left"), (0.52, "right")):
-        axis.text(place, 0.97, ear, transform=axis.transAxes, color="white", fontsize=7, va="top")
+def _draw_ears(axis: Any, heard: np.ndarray) -> None:
+    """Draw the spectrograms, the first two maps of [C, H, W], side by side, and the mean of the others beside them."""
+    lifted, top = lift_echoes(heard[:2])
+    panels = [ECHO_COLORS(ear / top) for ear in lifted]  # [H, W, 4] each
+    if len(heard) > 2:
+        sides = heard[2:].mean(axis=0)[::-1]  # rows are drawn upwards
+        panels.append(SIDE_COLORS(0.5 + sides / (2 * max(float(np.percentile(np.abs(sides), 99)), 1e-3))))
+    axis.imshow(np.concatenate(panels, axis=1), aspect="auto", origin="lower")
+    axis.set_box_aspect(heard.shape[-2] / heard.shape[-1])
+    for place, name in enumerate(("left", "right", "by side")[: len(panels)]):
+        color = "white" if place < 2 else "black"
+        spot = (place + 0.04) / len(panels)
+        axis.text(spot, 0.97, name, transform=axis.transAxes, color=color, fontsize=7, va="top")
+        axis.axvline((place + 1) * heard.shape[-1] - 0.5, color="white", linewidth=1)
 
 
 def _scale_ears(axis: Any, height: int, width: int, sound: Mapping[str, Any]) -> None:
-    """Draw time [ms], where the recording is cut at one, and frequency [kHz] beside spectrograms [2, H, W]."""
+    """Draw time [ms], where the recording is cut at one, and frequency [kHz] beside two spectrograms of H x W."""
     top = SAMPLE_RATE / 2000  # kHz
     if sound["audio_format"] == "mel":
         share = {f: math.log1p(f / 0.7) / math.log1p(top / 0.7) for f in (0, 1, 5, 20)}  # of HTK's scale
