@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import signal
 import subprocess
@@ -27,9 +26,10 @@ from typing import Any
 
 from dataloaders import DATASETS, DEFAULT_DIRS, create_dataset
 from errors import OptionError, TrainingError, run_script
-from experiments.report import Scores, read_scores, write_report
-from experiments.runs import Laboratory, Run, last_line, with_teachers
+from experiments.report import write_report
+from experiments.runs import Laboratory, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
+from experiments.testing import Examination
 from training import options
 
 # Beside the rooms themselves, under seeds of their own: where a teacher has all labels, and where nobody has one.
@@ -67,6 +67,12 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument("--transfer_dir", type=Path, metavar="DIR", help="its folder")
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="(default: runs/<preset>)")
+    group.add_argument(
+        "--scores_dir",
+        type=Path,
+        metavar="DIR",
+        help="keep the scores of each training here, image by image: what is here is reported, not trained again",
+    )
     group.add_argument("--report", metavar="NAME", help="its folder in reports/ (default: that of the suite)")
     group.add_argument(
         "--jobs",
@@ -90,43 +96,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.dataset_dir = Path(args.dataset_dir or DEFAULT_DIRS[args.dataset]).resolve()
     preset = SMOKE if args.suite == "smoke" else PRESETS[args.preset]
     suite = choose_rows(SUITES[args.suite](create_setting(args, preset)), args.only)
-    commands: list[str] = []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        if line.startswith("python "):
-            commands.append(line)
-
     data = ("--dataset", args.dataset, "--dataset_dir", f"{args.dataset_dir}")
-    laboratory = Laboratory(args.output_dir, data, preset.size, args.jobs, say)
-    if args.dry_run:
-        for run in with_teachers(suite.rows):
-            for seed in args.seeds:
-                say(f"python {shlex.join(laboratory.command(run, seed))}")
-        trainings = len(with_teachers(suite.rows)) * len(args.seeds)
-        print(f"{trainings} trainings, {args.jobs} at a time; what is done is not done again", file=sys.stderr)
-        return
-    try:
-        train = laboratory.find_untrained if args.report_only else laboratory.train_all
-        failed = train(suite.rows, args.seeds)
-        scores, reference = test_all(laboratory, suite, args.seeds, failed)
-    except KeyboardInterrupt as stopped:
-        print("run_experiments.py: interrupted; the same command goes on where each training was", file=sys.stderr)
-        sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
-    if not scores:
-        raise TrainingError("not one training is at its end: " + "; ".join(sorted(set(failed.values()))))
-    folder = args.output_dir / "reports" / (args.report or args.suite)
-    rooms = draw_rooms(laboratory, suite, scores, folder / "rooms.png")
-    repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]
-    every = [
+    laboratory = Laboratory(args.output_dir, data, preset.size, args.jobs)
+    commands = [
         f"python {shlex.join(laboratory.command(run, seed))}"
         for run in with_teachers(suite.rows)
         for seed in args.seeds
     ]
+    if args.dry_run:
+        print("\n".join(commands))
+        print(f"{len(commands)} trainings, {args.jobs} at a time; what is done is not done again", file=sys.stderr)
+        return
+    examination = Examination(laboratory, suite, args.seeds, args.scores_dir)
+    try:
+        known = examination.known()
+        train = laboratory.find_untrained if args.report_only else laboratory.train_all
+        failed = train(suite.rows, args.seeds, known)
+        records = examination.test_all(failed, known)
+    except KeyboardInterrupt as stopped:
+        print("run_experiments.py: interrupted; the same command goes on where each training was", file=sys.stderr)
+        sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
+    if not records:
+        raise TrainingError("not one training is at its end: " + "; ".join(sorted(set(failed.values()))))
+    scores = examination.scores(records)
+    folder = args.output_dir / "reports" / (args.report or args.suite)
+    rooms = examination.draw_rooms(scores, folder / "rooms.png")
+    repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]
     for path in write_report(
-        folder, suite, scores, reference, command=repeated, commands=every, failed=failed, rooms=rooms
+        folder, suite, scores, list(records.values()), command=repeated, commands=commands, failed=failed, rooms=rooms
     ):
-        say(f"report: {path}")
+        print(f"report: {path}", flush=True)
     if failed:
         what = "are not there" if args.report_only else "failed"
         raise TrainingError(f"{len(failed)} of the trainings {what}; the report names them and why")
@@ -203,56 +202,6 @@ def choose_rows(suite: Suite, only: Sequence[str] | None) -> Suite:
     rows = [row for row in suite.rows if row.name in names]
     control = {name: of for name, of in suite.control.items() if name in names}
     return replace(suite, rows=rows, control=control)
-
-
-def test_all(
-    laboratory: Laboratory, suite: Suite, seeds: Sequence[int], failed: dict[tuple[str, int], str]
-) -> tuple[dict[str, Scores], float]:
-    """Test the best epoch of every seed of every row; return the scores, and the RMSE of the mean depth map.
-
-    A test that fails is added to ``failed``.
-    """
-    trained = [(run, seed) for run in suite.rows for seed in seeds if (run.name, seed) not in failed]
-    with laboratory.pool() as pool:
-        scored = [pool.submit(score, laboratory, run, seed, suite.evaluate) for run, seed in trained]
-        for (run, seed), ended in zip(trained, scored, strict=True):
-            if why := ended.result():
-                failed[run.name, seed] = why
-    scores: dict[str, Scores] = {}
-    reference = math.inf
-    for run in suite.rows:
-        folders = {seed: laboratory.results(run, seed) for seed in seeds if (run.name, seed) not in failed}
-        for folder in folders.values():
-            baseline = json.loads((folder / "test.json").read_text(encoding="utf-8"))["baselines"].get("mean_map")
-            if baseline:  # the mean of the most labels is the best one
-                reference = min(reference, baseline["rmse"])
-        if folders:
-            scores[run.name] = read_scores(run, folders, [laboratory.minutes(run, seed) for seed in folders])
-    return scores, reference
-
-
-def score(laboratory: Laboratory, run: Run, seed: int, flags: Sequence[str]) -> str | None:
-    """Score the best epoch of a run, unless it is scored; return why that failed, if it did."""
-    best, folder = laboratory.best(run, seed), laboratory.results(run, seed)
-    images = folder / "test_images.csv"
-    if images.is_file() and images.stat().st_mtime >= best.stat().st_mtime:
-        return None
-    command = ["evaluate.py", "--checkpoint", f"{best}", "--json", f"{folder / 'test.json'}"]
-    command += ["--per_image", f"{images}", "--num_workers", "0", "--output_dir", f"{laboratory.output_dir}", *flags]
-    ended = laboratory.call(command)
-    if ended.returncode == 0:
-        return None
-    return f"its test failed: {last_line(ended.stderr)}"
-
-
-def draw_rooms(laboratory: Laboratory, suite: Suite, scores: dict[str, Scores], path: Path) -> Path | None:
-    """Draw the same test samples as the first seed of every row predicts them."""
-    files = [f"{laboratory.best(run, scores[run.name].seeds[0])}" for run in suite.rows if run.name in scores]
-    command = ["evaluate.py", "--checkpoint", *files, "--cases", f"{path}", "--num_workers", "0"]
-    command += ["--output_dir", f"{laboratory.output_dir}", *suite.evaluate]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ended = laboratory.call(command)
-    return path if ended.returncode == 0 else None
 
 
 if __name__ == "__main__":

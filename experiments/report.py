@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import io
 import math
@@ -23,18 +22,16 @@ import matplotlib
 import numpy as np
 import torch
 
+from experiments.records import METRICS, Record
 from experiments.runs import REPOSITORY, Run
 from experiments.statistics import Interval, change_interval, closed_interval, mean_interval
 from experiments.suites import Suite
 from training.files import write_whole
 from training.machine import cpu_name
-from training.run_log import read_csv
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
-
-SHOWN = ("abs_rel", "delta1")  # means beside the RMSE
 
 
 @dataclass
@@ -58,31 +55,23 @@ class Scores:
     minutes: list[float] = field(default_factory=list)
 
 
-def read_scores(run: Run, folders: Mapping[int, Path], minutes: list[float]) -> Scores:
-    """Read the scores of a row.
+def gather_scores(run: Run, records: Mapping[int, Record]) -> Scores:
+    """Return the scores of a row.
 
     Args:
         run: the row.
-        folders: by seed, that with ``metrics.csv`` and ``test_images.csv``, which ``evaluate.py --per_image`` wrote.
-        minutes: that each of them trained.
+        records: by seed.
 
     Raises:
         ValueError: the seeds were not tested on the same images.
     """
-    tables = []
-    for folder in folders.values():
-        with (folder / "test_images.csv").open(newline="", encoding="utf-8") as file:
-            tables.append(list(csv.DictReader(file)))
-    ids = [[row["id"] for row in table] for table in tables]
-    if any(other != ids[0] for other in ids):
+    first, *others = records.values()
+    if any(record.images != first.images for record in others):
         raise ValueError(f"{run.name}: its seeds were not tested on the same images")
-    values = {key: np.array([[float(row[key]) for row in table] for table in tables]) for key in ("rmse", *SHOWN)}
-    curves = [
-        [row["val_rmse"] for row in read_csv(folder / "metrics.csv") if "val_rmse" in row]
-        for folder in folders.values()
-    ]
-    means = {key: float(values[key].mean()) for key in SHOWN}
-    return Scores(run, list(folders), values["rmse"], means, curves, minutes)
+    compared, *shown = ([record.scores[metric] for record in records.values()] for metric in METRICS)
+    means = {metric: float(np.mean(values)) for metric, values in zip(METRICS[1:], shown, strict=True)}
+    minutes = [math.nan if record.minutes is None else record.minutes for record in records.values()]
+    return Scores(run, list(records), np.array(compared), means, [record.curve for record in records.values()], minutes)
 
 
 def shared(*rows: Scores | None) -> list[np.ndarray] | None:
@@ -140,7 +129,7 @@ def table(suite: Suite, scores: Mapping[str, Scores], reference: float) -> list[
         mean = mean_interval(row.errors)
         seeds = " ".join(f"{value:.3f}" for value in row.errors.mean(axis=1))
         cells = [run.name, f"{mean.value:.3f}", f"{mean.low:.3f} to {mean.high:.3f}", seeds]
-        cells += [f"{mean.value / reference:.3f}", *(f"{row.means[key]:.3f}" for key in SHOWN)]
+        cells += [f"{mean.value / reference:.3f}", *(f"{row.means[metric]:.3f}" for metric in METRICS[1:])]
         known = [minutes for minutes in row.minutes if not math.isnan(minutes)]
         cells.append(f"{statistics.median(known):.1f}" if known else "")
         found = change(row, scores.get(suite.control.get(run.name, "")))
@@ -217,7 +206,7 @@ def write_report(
     folder: Path,
     suite: Suite,
     scores: Mapping[str, Scores],
-    reference: float,
+    records: Sequence[Record],
     *,
     command: Sequence[str],
     commands: Sequence[str],
@@ -230,13 +219,15 @@ def write_report(
         folder: where they go; it is made.
         suite: what was compared.
         scores: by the name of a row.
-        reference: RMSE in metres of the mean depth map.
+        records: of all trainings; the report says what made them.
         command: what repeats the suite.
         commands: what it ran.
         failed: why, of each (name, seed) that failed.
         rooms: a picture of the same test samples as each row predicts them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    means = [record.mean_map for record in records if record.mean_map is not None]
+    reference = min(means, default=math.inf)  # the mean of the most labels is the best one
     pictures = {"bars.png": draw_bars(suite, scores, reference), "curves.png": draw_curves(scores)}
     if rooms is not None and rooms.is_file():
         pictures["rooms.png"] = rooms.read_bytes()
@@ -252,7 +243,7 @@ def write_report(
         "a bootstrap over seeds and test images; those of a difference are paired. Minutes: of one training, without "
         "that of its teacher, the median of the seeds.",
         *(f"{name}, seed {seed}: failed ({why})" for (name, seed), why in failed.items()),
-        *(f"{key}: {value}" for key, value in versions().items()),
+        *(f"{key}: {'; '.join(dict.fromkeys(r.made_by[key] for r in records))}" for key in records[0].made_by),
     ]
     repeat = f"python {shlex.join(command)}"
 

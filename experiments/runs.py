@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,23 +111,34 @@ class Laboratory:
             command += [run.teacher_flag, f"{self.best(run.teacher, seed)}"]
         return [*command, "--resume" if done else "--overwrite"]
 
-    def find_untrained(self, runs: Sequence[Run], seeds: Sequence[int]) -> dict[tuple[str, int], str]:
-        """Return of each (name, seed) that is not trained to its end how far it is; train nothing."""
-        done = {(run, seed): self.epochs_done(run, seed) for run in runs for seed in seeds}
+    def find_untrained(
+        self, runs: Sequence[Run], seeds: Sequence[int], known: Container[tuple[str, int]] = ()
+    ) -> dict[tuple[str, int], str]:
+        """Return of each (name, seed) that is not known nor trained to its end how far it is; train nothing."""
+        wanted = [(run, seed) for run in runs for seed in seeds if (run.name, seed) not in known]
+        done = {(run, seed): self.epochs_done(run, seed) for run, seed in wanted}
         return {
             (run.name, seed): f"{epochs} of its {run.epochs} epochs are trained"
             for (run, seed), epochs in done.items()
             if epochs < run.epochs
         }
 
-    def train_all(self, runs: Sequence[Run], seeds: Sequence[int]) -> dict[tuple[str, int], str]:
+    def train_all(
+        self, runs: Sequence[Run], seeds: Sequence[int], known: Container[tuple[str, int]] = ()
+    ) -> dict[tuple[str, int], str]:
         """Train all seeds of all runs, each as soon as its teacher is done and a job is free; skip what is done.
+
+        Args:
+            runs: the rows.
+            seeds: of each.
+            known: (name, seed) of those that need no training, nor a teacher.
 
         Returns:
             Of each (name, seed) that failed, why.
         """
         failed: dict[tuple[str, int], str] = {}
-        waiting = [(run, seed) for seed in seeds for run in with_teachers(runs)]
+        wanted = {seed: [run for run in runs if (run.name, seed) not in known] for seed in seeds}
+        waiting = [(run, seed) for seed in seeds for run in with_teachers(wanted[seed])]
         total, numbers, lock = len(waiting), iter(range(1, len(waiting) + 1)), threading.Lock()
 
         def train(run: Run, seed: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import run_experiments
+from experiments.records import without_folders
 from experiments.report import Scores, change, findings, table
 from experiments.runs import Laboratory, Run, with_teachers
 from experiments.statistics import change_interval, closed_interval, mean_interval, resample
@@ -264,6 +265,39 @@ def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms
         assert elsewhere is not None and "another command" in elsewhere and "--output_dir" in elsewhere
     finally:
         moved.rename(smoke)
+
+
+def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
+    kept = tmp_path / "scores"
+    common = ("smoke", "--dataset_dir", rooms, "--seeds", 0, "--scores_dir", kept)
+    code, _, err = run_cli(run_experiments.main, *common, "--output_dir", smoke, "--report_only")
+    assert code == 0 and not err
+    assert len(list(kept.glob("*.json"))) == 3
+    elsewhere = tmp_path / "elsewhere"
+    code, out, _ = run_cli(run_experiments.main, *common, "--output_dir", elsewhere)
+    assert code == 0 and "python train" not in out, "nothing is trained"
+    rows = [
+        [line for line in (folder / "reports/smoke/report.md").read_text().splitlines() if line.startswith("| ")]
+        for folder in (smoke, elsewhere)
+    ]
+    assert rows[0] == rows[1]
+
+    code, _, err = run_cli(run_experiments.main, *common, "--output_dir", tmp_path, "--seeds", 0, 1, "--report_only")
+    assert code == 2 and err.count("\n") == 1 and "3 of the trainings are not there" in err
+    assert "0 of its 2 epochs are trained" in (tmp_path / "reports/smoke/report.md").read_text()
+
+    path = next(iter(kept.glob("audio_alone*.json")))
+    path.write_text(path.read_text().replace("--base_channels 4", "--base_channels 5"))
+    code, _, err = run_cli(run_experiments.main, *common, "--output_dir", elsewhere)
+    assert code == 2 and "another command" in err and "--scores_dir" in err
+    path.write_text("{}")
+    code, _, err = run_cli(run_experiments.main, *common, "--output_dir", elsewhere)
+    assert code == 2 and "no record of a test" in err and path.name in err
+
+
+def test_a_command_is_the_same_on_every_machine(tmp_path):
+    command = ["train.py", "--dataset_dir", "/data/Rooms", "--teacher", f"{tmp_path / 'checkpoints/a'}", "--name", "x"]
+    assert without_folders(command, tmp_path) == "train.py --dataset_dir Rooms --teacher ./checkpoints/a --name x"
 
 
 def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):

@@ -1,0 +1,104 @@
+"""The tests of a suite: the best epoch of every seed of every row, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.records import Record, load, read_results, save, without_folders
+from experiments.report import Scores, gather_scores, versions
+from experiments.runs import Laboratory, Run, last_line
+from experiments.suites import Suite
+
+Records = dict[tuple[str, int], Record]  # by the name of a row, and a seed
+
+
+@dataclass
+class Examination:
+    """Tests what is trained, and keeps what came out.
+
+    Attributes:
+        laboratory: where it was trained.
+        suite: its rows.
+        seeds: of each.
+        kept: folder of the records, which may have been made elsewhere; None keeps none.
+    """
+
+    laboratory: Laboratory
+    suite: Suite
+    seeds: Sequence[int]
+    kept: Path | None = None
+
+    def known(self) -> Records:
+        """Return the records that are there.
+
+        Raises:
+            DataError: one of them is broken, or of another command.
+        """
+        if self.kept is None:
+            return {}
+        every = ((run, seed) for run in self.suite.rows for seed in self.seeds)
+        found = {(run.name, seed): load(self.record(run, seed), self.command(run, seed)) for run, seed in every}
+        return {key: record for key, record in found.items() if record is not None}
+
+    def test_all(self, failed: dict[tuple[str, int], str], known: Records) -> Records:
+        """Test what has not failed and is not known; return all records. A test that fails is added to ``failed``."""
+        done = {*failed, *known}
+        wanted = [(run, seed) for run in self.suite.rows for seed in self.seeds if (run.name, seed) not in done]
+        records = dict(known)
+        with self.laboratory.pool() as pool:
+            tests = [pool.submit(self.test, run, seed) for run, seed in wanted]
+            for (run, seed), test in zip(wanted, tests, strict=True):
+                if why := test.result():
+                    failed[run.name, seed] = why
+                    continue
+                minutes, made_by = self.laboratory.minutes(run, seed), versions()
+                record = read_results(self.laboratory.results(run, seed), self.command(run, seed), minutes, made_by)
+                records[run.name, seed] = record
+                if self.kept is not None:
+                    save(record, self.record(run, seed))
+        return records
+
+    def scores(self, records: Records) -> dict[str, Scores]:
+        """Return the scores of each row that has a record, by its name."""
+        found: dict[str, Scores] = {}
+        for run in self.suite.rows:
+            by_seed = {seed: records[run.name, seed] for seed in self.seeds if (run.name, seed) in records}
+            if by_seed:
+                found[run.name] = gather_scores(run, by_seed)
+        return found
+
+    def draw_rooms(self, scores: Mapping[str, Scores], path: Path) -> Path | None:
+        """Draw the same test samples as the first seed of every row predicts them whose network is here."""
+        best = [self.laboratory.best(run, scores[run.name].seeds[0]) for run in self.suite.rows if run.name in scores]
+        files = [f"{file}" for file in best if file.is_file()]
+        if not files:
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ended = self.laboratory.call([*self.evaluate(*files), "--cases", f"{path}"])
+        return path if ended.returncode == 0 else None
+
+    def test(self, run: Run, seed: int) -> str | None:
+        """Test the best epoch of a run, unless it is tested; return why that failed, if it did."""
+        best, folder = self.laboratory.best(run, seed), self.laboratory.results(run, seed)
+        images = folder / "test_images.csv"
+        if images.is_file() and images.stat().st_mtime >= best.stat().st_mtime:
+            return None
+        command = [*self.evaluate(f"{best}"), "--json", f"{folder / 'test.json'}", "--per_image", f"{images}"]
+        ended = self.laboratory.call(command)
+        return None if ended.returncode == 0 else f"its test failed: {last_line(ended.stderr)}"
+
+    def evaluate(self, *files: str) -> list[str]:
+        """Return the command that evaluates checkpoints as the suite asks."""
+        command = ["evaluate.py", "--checkpoint", *files, "--num_workers", "0"]
+        return [*command, "--output_dir", f"{self.laboratory.output_dir}", *self.suite.evaluate]
+
+    def command(self, run: Run, seed: int) -> str:
+        """Return what trains a run, and the flags of its test: what its record is of."""
+        return without_folders([*self.laboratory.command(run, seed), *self.suite.evaluate], self.laboratory.output_dir)
+
+    def record(self, run: Run, seed: int) -> Path:
+        """Return the file of a record."""
+        assert self.kept is not None
+        return self.kept / f"{run.folder(seed)}.json"
