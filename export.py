@@ -498,9 +498,9 @@ def last_layers(proto: Any) -> set[str]:
 
 
 def front_end(proto: Any) -> set[str]:
-    """Return the names of the nodes that turn a waveform into a spectrogram; empty where there is none."""
-    ends = [node for node in proto.graph.node if "front_end.columns" in node.input]
-    return {node.name for node in upstream(proto, [name for end in ends for name in end.output])}
+    """Return the names of the nodes that turn a waveform into what the network hears; empty where there are none."""
+    own = [node for node in proto.graph.node if any(name.startswith("front_end.") for name in node.input)]
+    return {node.name for node in upstream(proto, [name for node in own for name in node.output])}
 
 
 def upstream(proto: Any, tensors: Sequence[str], stop: Sequence[str] = ()) -> list[Any]:

@@ -54,7 +54,7 @@ CURRICULUM = ("lambda_task", "lambda_response", "lambda_feature", "lambda_bin") 
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    options.add_data_options(parser, hears=True)
+    options.add_data_options(parser, hears="interaural")
     group = parser.add_argument_group("networks")
     options.add_width_option(group, "of both networks", metavar="N")
     options.add_upsampling_option(group)

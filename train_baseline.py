@@ -33,7 +33,7 @@ def create_parser(model: str | None = None) -> argparse.ArgumentParser:
     """
     parser = options.create_parser(__doc__)
     parser.add_argument("--model", choices=tuple(DEFAULTS), required=True, help="--model NAME --help: its defaults")
-    options.add_data_options(parser, hears=True, only_hears=model != "multimodal_fusion")
+    options.add_data_options(parser, hears="spectrogram", only_hears=model != "multimodal_fusion")
     group = parser.add_argument_group("model and loss")
     options.add_width_option(group, "width of the first level")
     if model != "unet_baseline":

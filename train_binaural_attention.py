@@ -17,9 +17,9 @@ from training.tasks import SupervisedDepthTask
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    options.add_data_options(parser, hears=True, only_hears=True)
+    options.add_data_options(parser, hears="interaural", only_hears=True)
     model = parser.add_argument_group("model and loss")
-    options.add_width_option(model, "64: 37.8 M parameters; 32: 9.8 M")
+    options.add_width_option(model, "64: 47.9 M parameters; 32: 12.3 M (of spectrograms: 37.8 M, 9.8 M)")
     options.add_upsampling_option(model)
     options.add_attention_option(model, "of 1 to 5: where the ears ask each other", default=[2, 3, 4, 5])
     options.add_compression_option(model)

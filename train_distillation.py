@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from dataloaders import DepthDataset, create_training_data
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
+from models.blocks import EARS
 from training import options
 from training.checkpoint import load_model, require_entries
 from training.engine import create_fabric, seed_weights
@@ -44,7 +45,7 @@ FEATURE_DEFAULTS: dict[str, Any] = {
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    options.add_data_options(parser, hears=True, only_hears=True, takes_pairs=True)
+    options.add_data_options(parser, hears="interaural", only_hears=True, takes_pairs=True)
     group = parser.add_argument_group("teacher and student")
     group.add_argument(
         "--teacher_checkpoint",
@@ -242,11 +243,17 @@ def student_config(args: argparse.Namespace) -> dict[str, Any]:
     for flag in ("bilinear", "attention_levels", "compress_input"):
         if getattr(args, flag) is not None and flag not in taken:
             raise OptionError(f"--{flag} has no effect on --student_model {args.student_model}")
+    hearing = options.hearing_config(args)
+    if hearing["audio_channels"] != EARS and "audio_channels" not in taken:
+        raise OptionError(
+            f"--audio_format {args.audio_format}: --student_model {args.student_model} takes spectrograms; "
+            "give --audio_format spectrogram"
+        )
     config = {
         "base_channels": args.base_channels,
         "bilinear": args.bilinear,
         "attention_levels": args.attention_levels,
-        **options.hearing_config(args),
+        **hearing,
         "image_size": args.image_size,
     }
     return {key: value for key, value in config.items() if key in taken and value is not None}

@@ -140,7 +140,7 @@ class BinauralEncoder(nn.Module):
 
 
 class BinauralAttentionDepthNet(DepthModel):
-    """Depth from the echoes at two ears; 38 M parameters at ``base_channels=64``.
+    """Depth from the echoes at two ears; 38 M parameters at ``base_channels=64``, 48 M with maps of both ears.
 
     A :class:`BinauralEncoder`, from whose levels a decoder rises.
 

@@ -28,12 +28,17 @@ from training.model_card import model_card
 SIZE = 32
 NETWORKS = {
     "ears": ("binaural_attention", {"base_channels": 4, "attention_levels": [5], "max_depth": 12.0}),
+    "both": (
+        "binaural_attention",
+        {"base_channels": 4, "attention_levels": [5], "max_depth": 12.0, "compress_input": False, "audio_channels": 4},
+    ),
     "eyes": ("rgb_depth", {"base_channels": 4, "max_depth": 12.0}),
     "bins": ("adabins_rgb", {"base_channels": 4, "n_bins": 8, "max_depth": 12.0}),
     "relative": ("depth_anything", {"preset": "tiny"}),
 }
 SIDES = {"relative": 28}  # a multiple of 14
-LAST = {"ears": "head.project", "eyes": "head.project", "bins": "decoder.choose"}
+HEARD = {"both": "interaural"}
+LAST = {"ears": "head.project", "both": "head.project", "eyes": "head.project", "bins": "decoder.choose"}
 LAST["relative"] = "depth_head.scratch.output_conv2.2"
 
 
@@ -42,7 +47,8 @@ def untrained(key, rooms):
     torch.manual_seed(0)
     name, config = NETWORKS[key]
     model = create_model(name, **config)
-    dataset = create_dataset("simulated", rooms, "train", image_size=SIDES.get(key, SIZE))
+    heard = HEARD.get(key, "spectrogram")
+    dataset = create_dataset("simulated", rooms, "train", image_size=SIDES.get(key, SIZE), audio_format=heard)
     inputs = [torch.stack([sample[key] for sample in dataset]) for key in model.inputs]
     with torch.no_grad():
         for _ in range(30):
@@ -104,7 +110,8 @@ def recording(path, rate=44_100, channels=2, frames=4_000):
 @pytest.mark.parametrize("key", NETWORKS)
 def test_the_file_answers_as_pytorch_does(networks, rooms, key, count):
     model = networks.models[key]
-    dataset = create_dataset("simulated", rooms, "test", image_size=SIDES.get(key, SIZE))
+    heard = HEARD.get(key, "spectrogram")
+    dataset = create_dataset("simulated", rooms, "test", image_size=SIDES.get(key, SIZE), audio_format=heard)
     pairs = [room_inputs(dataset, index) for index in range(count)]
     session = onnxruntime.InferenceSession(networks.folder / f"{key}.onnx")
     feed = {i.name: torch.stack([inputs[i.name] for inputs, _ in pairs]).numpy() for i in session.get_inputs()}
@@ -121,7 +128,7 @@ def test_the_answer_of_a_disparity_network_is_called_so(networks):
     names = {
         key: onnxruntime.InferenceSession(networks.folder / f"{key}.onnx").get_outputs()[0].name for key in NETWORKS
     }
-    assert names == {"ears": "depth", "eyes": "depth", "bins": "depth", "relative": "disparity"}
+    assert names == {"ears": "depth", "both": "depth", "eyes": "depth", "bins": "depth", "relative": "disparity"}
 
 
 def test_a_file_keeps_no_paths_of_the_machine(networks):

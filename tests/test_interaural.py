@@ -1,6 +1,7 @@
 """What two ears hear together, against recordings whose echoes are known."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from dataloaders.interaural import (
 )
 from dataloaders.stft import HOP_LENGTH, SAMPLE_RATE, SPEED_OF_SOUND
 from dataloaders.transforms import audio_channels
-from errors import OptionError
+from errors import CheckpointError, OptionError
+from models import create_model
+from training.checkpoint import check_preprocessing
 
 SAMPLES, SIZE = 3112, 64
 FRAMES = 1 + SAMPLES // HOP_LENGTH
@@ -170,3 +173,22 @@ def test_recordings_that_are_not_cut_are_cut_where_time_has_a_beginning(tmp_path
     dataset = create_dataset("batvisionv1", write_batvision_v1(tmp_path), "train", 32, audio_format="interaural")
     assert dataset.preprocessing["audio_samples"] == math.floor(2 * 12 / 340 * 44_100)
     assert dataset[0]["audio"].shape == (4, 32, 32)
+
+
+def test_a_network_is_not_given_what_it_was_not_built_for():
+    both = create_model("binaural_attention", base_channels=4, audio_channels=4)
+    assert both(torch.rand(2, 4, 32, 32)).shape == (2, 1, 32, 32)
+    check_preprocessing(both, HOW, Path("both.pth"))
+    with pytest.raises(CheckpointError, match="gives 2 maps, and its binaural_attention takes 4"):
+        check_preprocessing(both, {**HOW, "audio_format": "mel"}, Path("both.pth"))
+    with pytest.raises(OptionError, match="two ears"):
+        create_model("binaural_attention", base_channels=4, audio_channels=1)
+
+
+@pytest.mark.parametrize("name", ["adabins_audio", "base_residual", "unet_baseline"])
+def test_every_network_that_hears_can_hear_both_ears(name):
+    config = {"image_size": 32} if name == "unet_baseline" else {}
+    model = create_model(name, base_channels=4, audio_channels=4, **config).train()
+    model(torch.rand(2, 4, 32, 32)).mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model.input_channels("audio") == 4

@@ -24,6 +24,7 @@ from training.tasks import DistillationTask
 from utils_distillation_loss import FEATURE_LOSSES, FeatureDistillation, ResponseDistillation
 
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--learning_rate", 0.003)
+SPECTROGRAMS = ("--audio_format", "spectrogram")  # which the stand-ins take
 
 
 class Ear(RGBDepthNet):
@@ -98,6 +99,20 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     taught = teacher(batch["rgb"])
     assert out["task"].item() == pytest.approx((out["depth"] - batch["depth"]).abs().mean().item(), rel=1e-5)
     assert out["response"].item() == pytest.approx((out["depth"] - taught).square().mean().item(), rel=1e-5)
+
+
+def test_a_teacher_answers_in_the_metres_of_a_scaled_scene():
+    student, teacher = models()
+    batch = a_batch()
+    batch["scale"] = torch.tensor([0.5, 2.0])
+    out = DistillationTask(student, teacher, ResponseDistillation())(batch, 0.0)
+    taught = teacher(batch["rgb"]) * batch["scale"][:, None, None, None]
+    assert out["response"].item() == pytest.approx((out["depth"] - taught).abs().mean().item(), rel=1e-5)
+    relative = create_model("relative_eye", base_channels=4).eval()
+    task = DistillationTask(student, relative, ResponseDistillation("ssi", "disparity"))
+    unscaled = {key: value for key, value in batch.items() if key != "scale"}
+    student.eval()
+    assert torch.equal(task(batch, 0.0)["response"], task(unscaled, 0.0)["response"]), "disparity has no metres"
 
 
 def test_the_schedules():
@@ -276,7 +291,7 @@ def other_teacher(folder, name="rgb_depth", **changed):
 def arguments(rooms, output, teacher, *more):
     return [
         "--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", output, "--experiment_name", "e",
-        "--teacher_checkpoint", teacher, "--student_model", "ear", *SMALL, *more,
+        "--teacher_checkpoint", teacher, "--student_model", "ear", *SPECTROGRAMS, *SMALL, *more,
     ]  # fmt: skip
 
 
@@ -527,6 +542,16 @@ def test_a_teacher_that_hears_too_must_hear_the_same(rooms, tmp_path, run_cli):
     same_ears = other_teacher(tmp_path, "eye_and_ear")
     code, _, errors = run_cli(train_distillation.main, *arguments(rooms, tmp_path, same_ears, "--nb_epochs", 1))
     assert (code, errors) == (0, "")
+
+
+def test_what_would_not_fit_the_ears_is_refused(rooms, tmp_path, teacher, run_cli):
+    flags = arguments(rooms, tmp_path, teacher)
+    assert "takes spectrograms" in refused(run_cli, tmp_path, *flags, "--audio_format", "interaural")
+    assert "needs --audio_format interaural" in refused(run_cli, tmp_path, *flags, "--augment_scale", 0.2)
+    both = other_teacher(tmp_path, "eye_and_ear")
+    heard = (*arguments(rooms, tmp_path, both), "--augment_scale", 0.2)
+    assert "the teacher hears and sees" in refused(run_cli, tmp_path, *heard, "--student_model", "binaural_attention",
+                                                   "--audio_format", "interaural")  # fmt: skip
 
 
 def test_a_teacher_that_is_not_there(rooms, tmp_path, run_cli):

@@ -120,7 +120,8 @@ def test_flags_that_the_student_refuses(flags, run_cli):
 
 @pytest.mark.parametrize(
     ("flags", "compresses"),
-    [((), True), (("--audio_format", "log_spectrogram"), False), (("--audio_format", "mel"), False),
+    [((), False), (("--audio_format", "spectrogram"), True),
+     (("--audio_format", "log_spectrogram"), False), (("--audio_format", "mel"), False),
      (("--no-compress_input",), False), (("--audio_format", "mel", "--compress_input"), True)],
 )  # fmt: skip
 def test_the_network_takes_the_logarithm_of_magnitudes_alone(flags, compresses, rooms, tmp_path):

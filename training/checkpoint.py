@@ -36,7 +36,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from dataloaders import DATASETS
-from dataloaders.transforms import size_pair
+from dataloaders.transforms import audio_channels, size_pair
 from errors import CheckpointError, OptionError, UserError
 from models import DepthModel, create_model
 from models.depth_anything import DepthAnything, restore_depth_anything
@@ -188,6 +188,13 @@ def check_preprocessing(model: DepthModel, preprocessing: Mapping[str, Any], pat
         raise CheckpointError(
             f"{path}: its preprocessing.audio_format is None, and its {model.name} hears; take another"
         )
+    if "audio" in model.inputs and "audio_format" in preprocessing:
+        given, taken = audio_channels(preprocessing["audio_format"]), model.input_channels("audio")
+        if given != taken:
+            raise CheckpointError(
+                f"{path}: its preprocessing.audio_format {preprocessing['audio_format']} gives {given} maps, and its "
+                f"{model.name} takes {taken}; take another"
+            )
     try:
         for side in size_pair(preprocessing.get("image_size", 2 * model.size_multiple)):
             model.check_image_size(side)

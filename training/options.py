@@ -102,14 +102,14 @@ def add_data_options(
     parser: argparse.ArgumentParser,
     *,
     dataset: str = "batvisionv2",
-    hears: bool = False,
+    hears: str | None = None,
     only_hears: bool = False,
     takes_pairs: bool = False,
 ) -> None:
     """Add what decides which samples a script trains on.
 
-    ``hears``: also how echoes become pictures; ``only_hears``: also how scenes change their size, which a picture does
-    not show; ``takes_pairs``: also a folder of pairs without depth.
+    ``hears``: also how echoes become pictures, by default in this format; ``only_hears``: also how scenes change their
+    size, which a picture does not show; ``takes_pairs``: also a folder of pairs without depth.
     """
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=sorted(DATASETS), default=dataset, help="simulated needs no download")
@@ -161,15 +161,15 @@ def add_data_options(
             "(0.2 is a fifth; --audio_format interaural)",
         )
     if hears:
-        add_audio_options(group)
+        add_audio_options(group, hears)
 
 
-def add_audio_options(group: argparse._ArgumentGroup) -> None:
+def add_audio_options(group: argparse._ArgumentGroup, default: str) -> None:
     """Add how echoes become pictures."""
     group.add_argument(
         "--audio_format",
         choices=AUDIO_FORMATS,
-        default="spectrogram",
+        default=default,
         help="what the network hears: a spectrogram of each ear (as it is, as its logarithm, or in mel bands), or "
         "interaural: those of the echoes without their chirp, and from which side each comes",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def save_grid(
             axis.set_yticks([])
             _draw(figure, axis, kind, maps[row], worst if kind == "error" else deepest)
             if kind == "audio" and sound is not None:
-                _scale_ears(axis, maps[row].shape[-2], maps[row].shape[-1], sound)
+                _scale_ears(axis, maps[row].shape, sound)
             if row == 0:
                 axis.set_title(wrap_heading(heading), fontsize=9)
         axes[row, 0].set_ylabel("\n".join(filter(None, (row_titles[row], axes[row, 0].get_ylabel()))), fontsize=8)
@@ -129,8 +129,9 @@ def _draw_ears(axis: Any, heard: np.ndarray) -> None:
         axis.axvline((place + 1) * heard.shape[-1] - 0.5, color="white", linewidth=1)
 
 
-def _scale_ears(axis: Any, height: int, width: int, sound: Mapping[str, Any]) -> None:
-    """Draw time [ms], where the recording is cut at one, and frequency [kHz] beside two spectrograms of H x W."""
+def _scale_ears(axis: Any, shape: Sequence[int], sound: Mapping[str, Any]) -> None:
+    """Draw time [ms], where the recording is cut at one, and frequency [kHz] beside the spectrograms of [C, H, W]."""
+    channels, height, width = shape
     top = SAMPLE_RATE / 2000  # kHz
     if sound["audio_format"] == "mel":
         share = {f: math.log1p(f / 0.7) / math.log1p(top / 0.7) for f in (0, 1, 5, 20)}  # of HTK's scale
@@ -141,7 +142,8 @@ def _scale_ears(axis: Any, height: int, width: int, sound: Mapping[str, Any]) ->
     if sound["audio_samples"] is None:
         return
     lasts = 1000 * sound["audio_samples"] / SAMPLE_RATE  # ms
-    times = [t for t in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(0, lasts) if 0 <= t < 0.9 * lasts]
+    ticks = MaxNLocator(4 if channels == 2 else 2, steps=[1, 2, 5, 10])
+    times = [t for t in ticks.tick_values(0, lasts) if 0 <= t < 0.9 * lasts]
     places = [(ear + t / lasts) * width - 0.5 for ear in (0, 1) for t in times]
     axis.set_xticks(places, labels=[f"{t:g}" for t in 2 * times], fontsize=6)
     axis.set_xlabel("time [ms]", fontsize=7)
