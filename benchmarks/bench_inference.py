@@ -6,8 +6,9 @@
 Both as plain PyTorch runs them (float32, NCHW), channels last under ``--precision auto``, compiled (``--compile``),
 and in ONNX Runtime as ``export.py`` writes them, in float32 and in 8 bits, at batch 1 and 32. "of unet_256's": the time
 over that of unet_256 (64 channels, as published) run in the same way; the last lines are of the fastest way of each.
-Preprocessing is not in it: it is the same for both. The ranges of 8 bits are taken from noise: the answers are worth
-nothing, the time is that of any weights. All ways keep the memory that they free, as the scripts of this toolkit do.
+What makes a network's input of a recording is not in it; the first lines say how long that takes. The ranges of 8 bits
+are taken from noise: the answers are worth nothing, the time is that of any weights. All ways keep the memory that they
+free, as the scripts of this toolkit do.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import export
 from benchmarks import measure
+from dataloaders import AUDIO_FORMATS, AudioFrontEnd, audio_channels
 from dataloaders.transforms import cut_samples
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model, onnx_file
+from models.blocks import EARS
 from models.onnx_file import OnnxNetwork
 from training import options
 from training.checkpoint import load_model
@@ -59,6 +62,11 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base_channels", type=options.positive_int, default=16, metavar="N", help="width of --model")
     parser.add_argument(
         "--attention_levels", type=int, nargs="*", metavar="N", help="of --model binaural_attention (default: its own)"
+    )
+    parser.add_argument(
+        "--audio_format",
+        choices=AUDIO_FORMATS,
+        help="what --model hears (default: spectrogram, as unet_256)",
     )
     parser.add_argument("--image_size", type=options.positive_int, default=256, metavar="PIXELS", help="side")
     parser.add_argument("--compile", action="store_true", help="a row with torch.compile")
@@ -91,8 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = measure.take_turns(variants, args.rounds, device)
             rows += [row_of(network, way, images, seconds) for network in networks for way in how]
             ratios[f"{images}"] = ratios_of(name, how, seconds)
+    sounds = front_ends(args, model, device)
+    for audio_format, times in sounds.items():
+        print(f"{audio_format} of one recording: {1000 * statistics.median(times):.1f} ms")
+    ratios["front_end_ms"] = {key: 1000 * statistics.median(times) for key, times in sounds.items()}
     measure.report(args, rows, ratio=ratios["1"]["best"], ratios=ratios)
-    for batch, found in ratios.items():
+    for batch, found in ((f"{images}", ratios[f"{images}"]) for images in BATCHES):
         print(f"\nbatch {batch}: {name} takes {found['best']:.2f} of the time of {REFERENCE}, each in its fastest way")
 
 
@@ -103,6 +115,8 @@ def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
         OptionError: flags that do not fit it.
     """
     if args.checkpoint:
+        if args.audio_format:
+            raise OptionError("--audio_format has no effect beside --checkpoint, whose network knows what it hears")
         model, _ = load_model(args.checkpoint)
         model.check_image_size(args.image_size)
         return model.name, model
@@ -113,6 +127,10 @@ def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
         config["attention_levels"] = args.attention_levels
     if args.model == "unet_baseline":
         config["image_size"] = args.image_size
+    if "audio" in MODELS[args.model].inputs:
+        config["audio_channels"] = audio_channels(args.audio_format or "spectrogram")
+    elif args.audio_format:
+        raise OptionError(f"--audio_format has no effect on {args.model}, which does not hear")
     return f"{args.model} {args.base_channels}", create_model(args.model, **config)
 
 
@@ -121,6 +139,19 @@ def ways(compiled: bool, device: str) -> list[str]:
     precision = resolve_precision("auto", device)
     found = [PLAIN, f"PyTorch, channels last, {precision}"]
     return [*found, *([COMPILED] if compiled else []), *(ONNX if device == "cpu" else [])]
+
+
+def front_ends(args: argparse.Namespace, model: DepthModel, device: str) -> dict[str, list[float]]:
+    """Return seconds of making a network's input of one recording, as the U-Net hears it and as the student does."""
+    wave = torch.rand(1, 2, cut_samples(MAX_DEPTH), device=device) - 0.5
+    how = {"image_size": args.image_size, "audio_samples": wave.shape[-1]}
+    formats = ["spectrogram", *(["interaural"] if model.config.get("audio_channels", EARS) > EARS else [])]
+    fronts = {name: AudioFrontEnd({**how, "audio_format": name}).to(device) for name in formats}
+
+    def run(front: AudioFrontEnd) -> Answer:
+        return torch.inference_mode()(lambda: front(wave))
+
+    return measure.take_turns({name: run(front) for name, front in fronts.items()}, args.rounds, device)
 
 
 def inputs_of(model: DepthModel, images: int, side: int) -> list[Tensor]:
