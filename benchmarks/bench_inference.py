@@ -54,22 +54,23 @@ Answer = Callable[[], Tensor]
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = measure.create_parser(__doc__ or "", rounds=15)
-    what = parser.add_mutually_exclusive_group()
+    group = parser.add_argument_group("network")
+    what = group.add_mutually_exclusive_group()
     what.add_argument("--checkpoint", type=Path, metavar="FILE", help="a network that has learnt")
     what.add_argument(
         "--model", choices=tuple(MODELS), default="binaural_attention", metavar="NAME", help="of random weights"
     )
-    parser.add_argument("--base_channels", type=options.positive_int, default=16, metavar="N", help="width of --model")
-    parser.add_argument(
+    group.add_argument("--base_channels", type=options.positive_int, default=16, metavar="N", help="width of --model")
+    group.add_argument(
         "--attention_levels", type=int, nargs="*", metavar="N", help="of --model binaural_attention (default: its own)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--audio_format",
         choices=AUDIO_FORMATS,
         help="what --model hears (default: spectrogram, as unet_256)",
     )
-    parser.add_argument("--image_size", type=options.positive_int, default=256, metavar="PIXELS", help="side")
-    parser.add_argument("--compile", action="store_true", help="a row with torch.compile")
+    group.add_argument("--image_size", type=options.positive_int, default=256, metavar="PIXELS", help="side")
+    group.add_argument("--compile", action="store_true", help="a row with torch.compile")
     return parser
 
 
