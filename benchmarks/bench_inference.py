@@ -100,12 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = measure.take_turns(variants, args.rounds, device)
             rows += [row_of(network, way, images, seconds) for network in networks for way in how]
             ratios[f"{images}"] = ratios_of(name, how, seconds)
-    sounds = front_ends(args, model, device)
-    for audio_format, times in sounds.items():
-        print(f"{audio_format} of one recording: {1000 * statistics.median(times):.1f} ms")
-    ratios["front_end_ms"] = {key: 1000 * statistics.median(times) for key, times in sounds.items()}
-    measure.report(args, rows, ratio=ratios["1"]["best"], ratios=ratios)
-    for batch, found in ((f"{images}", ratios[f"{images}"]) for images in BATCHES):
+    sounds = {key: 1000 * statistics.median(times) for key, times in front_ends(args, model, device).items()}
+    for audio_format, milliseconds in sounds.items():
+        print(f"{audio_format} of one recording: {milliseconds:.1f} ms")
+    measure.report(args, rows, ratio=ratios["1"]["best"], ratios=ratios, front_end_ms=sounds)
+    for batch, found in ratios.items():
         print(f"\nbatch {batch}: {name} takes {found['best']:.2f} of the time of {REFERENCE}, each in its fastest way")
 
 
@@ -146,7 +145,7 @@ def front_ends(args: argparse.Namespace, model: DepthModel, device: str) -> dict
     """Return seconds of making a network's input of one recording, as the U-Net hears it and as the student does."""
     wave = torch.rand(1, 2, cut_samples(MAX_DEPTH), device=device) - 0.5
     how = {"image_size": args.image_size, "audio_samples": wave.shape[-1]}
-    formats = ["spectrogram", *(["interaural"] if model.config.get("audio_channels", EARS) > EARS else [])]
+    formats = ["spectrogram", *(["interaural"] if model.input_channels("audio") > EARS else [])]
     fronts = {name: AudioFrontEnd({**how, "audio_format": name}).to(device) for name in formats}
 
     def run(front: AudioFrontEnd) -> Answer:

@@ -46,14 +46,14 @@ class Examination:
         """Test what has not failed and is not known; return all records. A test that fails is added to ``failed``."""
         done = {*failed, *known}
         wanted = [(run, seed) for run in self.suite.rows for seed in self.seeds if (run.name, seed) not in done]
-        records = dict(known)
+        records, made_by = dict(known), versions()
         with self.laboratory.pool() as pool:
             tests = [pool.submit(self.test, run, seed) for run, seed in wanted]
             for (run, seed), test in zip(wanted, tests, strict=True):
                 if why := test.result():
                     failed[run.name, seed] = why
                     continue
-                minutes, made_by = self.laboratory.minutes(run, seed), versions()
+                minutes = self.laboratory.minutes(run, seed)
                 record = read_results(self.laboratory.results(run, seed), self.command(run, seed), minutes, made_by)
                 records[run.name, seed] = record
                 if self.kept is not None:
