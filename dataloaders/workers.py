@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from types import TracebackType
 
 import torch
 
@@ -25,3 +27,14 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    sys.excepthook = report_unless_hung_up
+
+
+def report_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report what nobody caught in a worker, but not that the one that trains was gone before it had taken a batch.
+
+    A thread of :mod:`multiprocessing.resource_sharer` hands the batches over. Whoever is interrupted while it takes one
+    hangs up, and says itself why it ends.
+    """
+    if not isinstance(error, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)

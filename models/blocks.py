@@ -235,7 +235,10 @@ def _matrix_on(old: int, new: int, device: torch.device, dtype: torch.dtype) -> 
     return resize_matrix(old, new).to(device, dtype)
 
 
-_kept_matrix = lru_cache(maxsize=64)(_matrix_on)
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the first who asks may only predict, the next one trains
+def _kept_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _matrix_on(old, new, device, dtype)
 
 
 def resize_matrix(old: int, new: int) -> Tensor:

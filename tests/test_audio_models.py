@@ -109,6 +109,14 @@ def test_places_are_mixed_at_any_size(size):
     assert (x.grad.abs().sum(dim=(0, 1)) > 0).all(), "the first place hears of all others"
 
 
+def test_who_predicts_first_can_train_after():
+    x = torch.rand(1, 1, 23, 23, requires_grad=True)  # a size that no other test has
+    with torch.inference_mode():
+        resize_cells(torch.rand(1, 1, 23, 23), 7, 7)
+    resize_cells(x, 7, 7).sum().backward()
+    assert torch.allclose(x.grad.sum(), torch.tensor(49.0)), "each cell is the mean of its pixels"
+
+
 def test_cells_by_hand():
     x = torch.tensor([[1.0, 3.0], [5.0, 7.0]])[None, None]
     assert resize_cells(x, 1, 2)[0, 0].tolist() == [[3.0, 5.0]]
