@@ -174,8 +174,12 @@ def scale_echoes(image: Tensor, scale: float, samples: int) -> Tensor:
     """
     ears = stretch(image[:2], scale, samples, dim=-1)
     maps = stretch(image[2:], scale, samples, dim=-2)
-    ears = torch.log1p(torch.expm1(ears) / scale)
-    return torch.cat([ears, maps.sign() * torch.log1p(torch.expm1(maps.abs()) / scale**2)])
+    return torch.cat([_weaken(ears, scale), maps.sign() * _weaken(maps.abs(), scale**2)])
+
+
+def _weaken(level: Tensor, divisor: float) -> Tensor:
+    """Divide what ``log1p`` has compressed. PyTorch's log1p and expm1 take ten times as long on a CPU as log and exp."""
+    return torch.log(1 + (torch.exp(level) - 1) / divisor)
 
 
 def stretch(image: Tensor, scale: float, samples: int, dim: int) -> Tensor:
