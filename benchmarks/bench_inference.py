@@ -8,7 +8,7 @@ and in ONNX Runtime as ``export.py`` writes them, in float32 and in 8 bits, at b
 over that of unet_256 (64 channels, as published) run in the same way; the last lines are of the fastest way of each.
 What makes a network's input of a recording is not in it; the first lines say how long that takes. The ranges of 8 bits
 are taken from noise: the answers are worth nothing, the time is that of any weights. All ways keep the memory that they
-free, as the scripts of this toolkit do.
+free, as the scripts of this toolkit do. At batch 1 a turn is one answer that is not counted and the median of seven.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from training.engine import resolve_precision
 from training.machine import keep_freed_memory
 
 REFERENCE = "unet_256"
-BATCHES = (1, 32)
+CALLS = {1: 7, 32: 1}  # of a turn, by the batch
 PLAIN, COMPILED = "PyTorch, float32", "PyTorch, compiled"
 ONNX = {"ONNX Runtime, float32": "float32", "ONNX Runtime, int8": "int8"}
 MISSING = "not installed"
@@ -90,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             for network, one in networks.items()
             for way, file in write_files(one, args.image_size, Path(folder, network), how).items()
         }
-        for images in BATCHES:
+        for images, calls in CALLS.items():
             variants = {
                 (network, way): answer(one, images, args.image_size, device, way, files.get((network, way)))
                 for network, one in networks.items()
                 for way in how
                 if way not in ONNX or (network, way) in files
             }
-            seconds = measure.take_turns(variants, args.rounds, device)
+            seconds = measure.take_turns(variants, args.rounds, device, calls)
             rows += [row_of(network, way, images, seconds) for network in networks for way in how]
             ratios[f"{images}"] = ratios_of(name, how, seconds)
     sounds = {key: 1000 * statistics.median(times) for key, times in front_ends(args, model, device).items()}
@@ -125,10 +125,13 @@ def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
         if args.model != "binaural_attention":
             raise OptionError(f"--attention_levels has no effect on {args.model}")
         config["attention_levels"] = args.attention_levels
-    if args.model == "unet_baseline":
-        config["image_size"] = args.image_size
     if "audio" in MODELS[args.model].inputs:
-        config["audio_channels"] = audio_channels(args.audio_format or "spectrogram")
+        audio_format = args.audio_format or "spectrogram"
+        config["audio_channels"] = audio_channels(audio_format)
+        if args.model == "unet_baseline":  # which takes what it hears as it is
+            config["image_size"] = args.image_size
+        else:
+            config["compress_input"] = audio_format == "spectrogram"
     elif args.audio_format:
         raise OptionError(f"--audio_format has no effect on {args.model}, which does not hear")
     return f"{args.model} {args.base_channels}", create_model(args.model, **config)

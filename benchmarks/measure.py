@@ -87,21 +87,28 @@ def call(script: str, *flags: object) -> list[tuple[float, str]]:
 
 
 def take_turns(
-    variants: Mapping[Name, Callable[[], object]], rounds: int, device: str = "cpu"
+    variants: Mapping[Name, Callable[[], object]], rounds: int, device: str = "cpu", calls: int = 1
 ) -> dict[Name, list[float]]:
     """Call each variant once per round, one after the other, and return the seconds of each by its name.
 
-    A round before the first is not counted: it compiles, and takes memory.
+    A round before the first is not counted: it compiles, and takes memory. Where a turn has several ``calls``, its
+    time is their median, after one that is not counted: what is short would be measured with what the one before left
+    behind, threads that still spin and weights that have left the caches.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
-            wait_for(device)
-            begun = time.perf_counter()
-            run()
-            wait_for(device)
+            if calls > 1:
+                run()
+            taken = []
+            for _ in range(calls):
+                wait_for(device)
+                begun = time.perf_counter()
+                run()
+                wait_for(device)
+                taken.append(time.perf_counter() - begun)
             if number:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(statistics.median(taken))
     return seconds
 
 

@@ -178,7 +178,7 @@ def scale_echoes(image: Tensor, scale: float, samples: int) -> Tensor:
 
 
 def _weaken(level: Tensor, divisor: float) -> Tensor:
-    """Divide what ``log1p`` has compressed. PyTorch's log1p and expm1 take ten times as long on a CPU as log and exp."""
+    """Divide what ``log1p`` has compressed; on a CPU log and exp take a tenth of the time of log1p and expm1."""
     return torch.log(1 + (torch.exp(level) - 1) / divisor)
 
 

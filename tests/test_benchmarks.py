@@ -176,6 +176,13 @@ def test_turns_are_taken_and_the_first_round_does_not_count():
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
+def test_a_turn_of_several_calls_begins_with_one_that_does_not_count():
+    calls = []
+    seconds = measure.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, calls=3)
+    assert "".join(calls) == "aaaabbbb" * 3
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
 def test_a_ratio_is_the_median_of_the_rounds():
     assert measure.ratio([2, 30, 8], [1, 10, 2]) == 3
 
