@@ -210,11 +210,6 @@ def ladder(setting: Setting) -> Suite:
         make.adabins("AdaBins distillation"),
         make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
     ]
-    alone = [
-        make.audio(what="audio alone, scenes of one size", hears=make.preset.senses),
-        make.audio(what="audio alone, spectrograms", hears=()),
-        make.audio(what="audio alone, wide", width=make.preset.wide),
-    ]
     others = [
         make.baseline("unet_baseline"),
         make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural"),
@@ -223,8 +218,8 @@ def ladder(setting: Setting) -> Suite:
     both = [make.baseline("multimodal_fusion"), make.teacher()]
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, *alone, *others, *both],
-        {row.name: control.name for row in (*students, *alone, *others)},
+        [control, *students, *others, *both],
+        {row.name: control.name for row in (*students, *others)},
     )
 
 
@@ -259,7 +254,7 @@ def labels(setting: Setting) -> Suite:
 
 
 def ablation(setting: Setting) -> Suite:
-    """Each loss off in turn, and the choices inside each, where a tenth of the pairs has depth."""
+    """Each loss off in turn, the choices inside each, and what is heard, where a tenth of the pairs has depth."""
     make = Rows(setting, setting.preset.short)
     few = 0.1
 
@@ -301,6 +296,9 @@ def ablation(setting: Setting) -> Suite:
     audio_rows = [
         make.audio(few, "audio alone, l1_rmse", loss=("--task_loss", "l1_rmse", *PLAIN)),
         make.audio(few, "audio alone, smoothness and edges", loss=()),
+        make.audio(few, "audio alone, scenes of one size", hears=make.preset.senses),
+        make.audio(few, "audio alone, spectrograms", hears=("--audio_format", "spectrogram")),
+        make.audio(few, "audio alone, wide", width=make.preset.wide),
     ]
     control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
     control |= {row.name: alone.name for row in (*audio_rows, full, bins)}
