@@ -110,8 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     examination = Examination(laboratory, suite, args.seeds, args.scores_dir)
     try:
         known = examination.known()
-        train = laboratory.find_untrained if args.report_only else laboratory.train_all
-        failed = train(suite.rows, args.seeds, known)
+        if args.report_only:
+            failed = laboratory.find_untrained(suite.rows, args.seeds, known)
+        else:  # each is tested when it is trained: whoever is stopped has the scores of what is done
+            failed = laboratory.train_all(suite.rows, args.seeds, known, then=examination.examine)
         records = examination.test_all(failed, known)
     except KeyboardInterrupt as stopped:
         print("run_experiments.py: interrupted; the same command goes on where each training was", file=sys.stderr)

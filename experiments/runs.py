@@ -124,7 +124,11 @@ class Laboratory:
         }
 
     def train_all(
-        self, runs: Sequence[Run], seeds: Sequence[int], known: Container[tuple[str, int]] = ()
+        self,
+        runs: Sequence[Run],
+        seeds: Sequence[int],
+        known: Container[tuple[str, int]] = (),
+        then: Callable[[Run, int], object] | None = None,
     ) -> dict[tuple[str, int], str]:
         """Train all seeds of all runs, each as soon as its teacher is done and a job is free; skip what is done.
 
@@ -132,6 +136,7 @@ class Laboratory:
             runs: the rows.
             seeds: of each.
             known: (name, seed) of those that need no training, nor a teacher.
+            then: is called with each run and seed at its end, but for a teacher that is no row.
 
         Returns:
             Of each (name, seed) that failed, why.
@@ -148,6 +153,8 @@ class Laboratory:
                 reason: str | None = f"its teacher, {run.teacher.name}, failed"
             else:
                 reason = self.train(run, seed)
+                if then and not reason and run in runs:
+                    then(run, seed)
             if reason and self._stopped:
                 return  # it did not fail, it was told to end
             with lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from experiments.records import Record, load, read_results, save, without_folders
@@ -44,21 +45,32 @@ class Examination:
 
     def test_all(self, failed: dict[tuple[str, int], str], known: Records) -> Records:
         """Test what has not failed and is not known; return all records. A test that fails is added to ``failed``."""
-        done = {*failed, *known}
+        done, records = {*failed, *known}, dict(known)
         wanted = [(run, seed) for run in self.suite.rows for seed in self.seeds if (run.name, seed) not in done]
-        records, made_by = dict(known), versions()
         with self.laboratory.pool() as pool:
-            tests = [pool.submit(self.test, run, seed) for run, seed in wanted]
+            tests = [pool.submit(self.examine, run, seed) for run, seed in wanted]
             for (run, seed), test in zip(wanted, tests, strict=True):
-                if why := test.result():
-                    failed[run.name, seed] = why
-                    continue
-                minutes = self.laboratory.minutes(run, seed)
-                record = read_results(self.laboratory.results(run, seed), self.command(run, seed), minutes, made_by)
-                records[run.name, seed] = record
-                if self.kept is not None:
-                    save(record, self.record(run, seed))
+                found = test.result()
+                if isinstance(found, Record):
+                    records[run.name, seed] = found
+                else:
+                    failed[run.name, seed] = found
         return records
+
+    def examine(self, run: Run, seed: int) -> Record | str:
+        """Test what is trained, unless it is tested, and keep the record; return it, or why the test failed."""
+        if why := self.test(run, seed):
+            return why
+        minutes = self.laboratory.minutes(run, seed)
+        record = read_results(self.laboratory.results(run, seed), self.command(run, seed), minutes, self.made_by)
+        if self.kept is not None:
+            save(record, self.record(run, seed))
+        return record
+
+    @cached_property
+    def made_by(self) -> dict[str, str]:
+        """Commit, versions and machine."""
+        return versions()
 
     def scores(self, records: Records) -> dict[str, Scores]:
         """Return the scores of each row that has a record, by its name."""

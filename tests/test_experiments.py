@@ -157,6 +157,20 @@ def test_a_failure_stops_whom_it_would_have_taught_and_nobody_else(tmp_path, mon
     assert sum("FAILED" in line for line in said) == 2 and len(said) == 5
 
 
+def test_each_is_handed_on_as_soon_as_it_is_trained(tmp_path, monkeypatch):
+    events = []
+
+    def train(self, run, seed):
+        events.append(f"train {run.name}")
+        return "exit code 2: it said so" if run.name == "b" else None
+
+    monkeypatch.setattr(Laboratory, "train", train)
+    rows = [Run("a", ("s.py",), 1, teacher=Run("eye", ("t.py",), 1)), Run("b", ("b.py",), 1), Run("c", ("c.py",), 1)]
+    laboratory = Laboratory(tmp_path, (), say=lambda _: None)
+    laboratory.train_all(rows, [0], known={("c", 0)}, then=lambda run, seed: events.append(f"test {run.name}"))
+    assert events == ["train eye", "train a", "test a", "train b"]
+
+
 def test_a_failed_script_is_reported_by_its_last_line(tmp_path):
     run = Run("nonsense", ("train_rgb_depth.py", "--dataset", "simulated", "--max_depth", "-1"), 1)
     reason = Laboratory(tmp_path, ()).train(run, 0)
