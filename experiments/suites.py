@@ -348,6 +348,18 @@ def tune(setting: Setting) -> Suite:
     return Suite("The U-Net's width and rate, on the validation samples", rows, evaluate=("--split", "val"))
 
 
+def budget(setting: Setting) -> Suite:
+    """The student alone and the U-Net, trained for longer: which of them makes more of it?"""
+    short, full = setting.preset.short, setting.preset.epochs
+    makers = [Rows(setting, epochs) for epochs in (short, full, 2 * full)]
+    pairs = [(make.audio(), make.baseline("unet_baseline")) for make in makers]
+    return Suite(
+        "The budget: the student alone beside the U-Net of as many epochs",
+        [row for pair in pairs for row in pair],
+        {student.name: unet.name for student, unet in pairs},
+    )
+
+
 def smoke(setting: Setting) -> Suite:
     """Minutes on anything: does the machinery work?"""
     make = Rows(setting, setting.preset.epochs)
@@ -361,5 +373,6 @@ SUITES: dict[str, Callable[[Setting], Suite]] = {
     "labels": labels,
     "transfer": transfer,
     "tune": tune,
+    "budget": budget,
     "smoke": smoke,
 }
