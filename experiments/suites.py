@@ -207,6 +207,9 @@ def ladder(setting: Setting) -> Suite:
         make.taught("depth distillation"),
         make.taught("depth + features", *FEATURES),
         make.taught("depth + features + adaptive", *FEATURES, "--schedule", "adaptive"),
+    ]
+    bins_alone = make.adabins("AdaBins alone", "--phase", "finetune")
+    bins = [
         make.adabins("AdaBins distillation"),
         make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
     ]
@@ -218,8 +221,9 @@ def ladder(setting: Setting) -> Suite:
     both = [make.baseline("multimodal_fusion"), make.teacher()]
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, *others, *both],
-        {row.name: control.name for row in (*students, *others)},
+        [control, *students, bins_alone, *bins, *others, *both],
+        {row.name: control.name for row in (*students, bins_alone, *others)}
+        | {row.name: bins_alone.name for row in bins},
     )
 
 
@@ -282,6 +286,7 @@ def ablation(setting: Setting) -> Suite:
             for levels in (("x1", "x2", "x3"), ("x4", "x5"), ("d4",))
         ),
     ]
+    bins_alone = make.adabins("AdaBins alone", "--phase", "finetune", fraction=few)
     bins = make.adabins("AdaBins", fraction=few)
     bin_rows = [
         bins,
@@ -301,10 +306,10 @@ def ablation(setting: Setting) -> Suite:
         make.audio(few, "audio alone, wide", width=make.preset.wide),
     ]
     control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
-    control |= {row.name: alone.name for row in (*audio_rows, full, bins)}
+    control |= {row.name: alone.name for row in (*audio_rows, full, bins_alone)} | {bins.name: bins_alone.name}
     return Suite(
         "The ablation: each part of the teaching off in turn, a tenth of the labels",
-        [alone, *audio_rows, *rows, *bin_rows],
+        [alone, *audio_rows, *rows, bins_alone, *bin_rows],
         control,
     )
 

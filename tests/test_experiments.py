@@ -109,6 +109,14 @@ def test_rows_that_hear_something_else_say_so():
     assert all("--audio_format" in row.command for row in SUITES["ladder"](SETTING).rows if "audio alone" in row.name)
 
 
+@pytest.mark.parametrize("name", ["ladder", "ablation"])
+def test_bins_that_are_taught_are_held_against_bins_that_are_not(name):
+    suite = SUITES[name](SETTING)
+    for row in suite.rows:
+        if row.name.startswith("AdaBins") and "finetune" not in row.command:
+            assert suite.control[row.name].startswith("AdaBins"), row.name
+
+
 def test_all_rows_of_a_table_take_equally_many_steps():
     for name in ("ladder", "labels"):
         students = [row for row in SUITES[name](SETTING).rows if not row.name.startswith("RGB")]
@@ -333,8 +341,8 @@ def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):
         "--dry_run",
     )
     assert code == 0
-    assert len([shlex.split(line) for line in out.splitlines()]) == 11, "of whom the network that sees teaches three"
-    assert errors == "11 trainings, 1 at a time; what is done is not done again\n"
+    assert len([shlex.split(line) for line in out.splitlines()]) == 12, "of whom the network that sees teaches three"
+    assert errors == "12 trainings, 1 at a time; what is done is not done again\n"
     assert not (tmp_path / "r").exists()
 
 
