@@ -44,7 +44,7 @@ def test_it_is_the_preprocessing_of_a_real_recording(samples_dir, audio_format, 
     check(wave, audio_format, size, samples)
 
 
-@pytest.mark.parametrize(("size", "samples"), itertools.product((32, (96, 160)), (257, 3112)))
+@pytest.mark.parametrize(("size", "samples"), [*itertools.product((32, (96, 160)), (257, 3112))])
 def test_what_both_ears_hear_has_one_preprocessing(samples_dir, size, samples):
     """A file carries the very module. Beside float64 it rounds more than a spectrogram: it divides by amplitudes."""
     wave = read_wav(samples_dir / "BatvisionV2/Sample_Room/audio/audio_47.wav")
