@@ -68,7 +68,8 @@ benchmarks: install  ## measure the speed of this machine: tables, and JSON in r
 	$(RUN) benchmarks/bench_training.py --model rgb_depth --base_channels 64 --image_size 128 --batch_size 4 \
 	  --precision bf16 32 --json $(MEASURED)/training.json
 	$(RUN) benchmarks/bench_distill_any_depth.py --json $(MEASURED)/distill_any_depth.json
-	$(RUN) benchmarks/bench_inference.py --attention_levels 4 5 --compile --json $(MEASURED)/inference.json
+	$(RUN) benchmarks/bench_inference.py --attention_levels 4 5 --base_channels 8 --audio_format interaural --compile \
+	  --rounds 5 --json $(MEASURED)/inference.json
 	$(RUN) benchmarks/bench_data.py --json $(MEASURED)/data.json
 	$(RUN) benchmarks/bench_simulation.py --json $(MEASURED)/simulation.json
 	$(RUN) benchmarks/bench_scaling.py --json $(MEASURED)/scaling.json
