@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import export
 from benchmarks import measure
-from dataloaders import AUDIO_FORMATS, AudioFrontEnd, audio_channels
+from dataloaders import AUDIO_FORMATS, AudioFrontEnd
 from dataloaders.transforms import cut_samples
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model, onnx_file
@@ -126,12 +126,11 @@ def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
             raise OptionError(f"--attention_levels has no effect on {args.model}")
         config["attention_levels"] = args.attention_levels
     if "audio" in MODELS[args.model].inputs:
-        audio_format = args.audio_format or "spectrogram"
-        config["audio_channels"] = audio_channels(audio_format)
+        hearing = options.hearing_config(argparse.Namespace(audio_format=args.audio_format or "spectrogram"))
         if args.model == "unet_baseline":  # which takes what it hears as it is
+            del hearing["compress_input"]
             config["image_size"] = args.image_size
-        else:
-            config["compress_input"] = audio_format == "spectrogram"
+        config |= hearing
     elif args.audio_format:
         raise OptionError(f"--audio_format has no effect on {args.model}, which does not hear")
     return f"{args.model} {args.base_channels}", create_model(args.model, **config)
