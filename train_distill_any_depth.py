@@ -8,7 +8,6 @@ validates, and --teacher_models ground_truth puts it in a teacher's place.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from training.model_card import model_card, write_card
 from training.session import Validation, distance_validation, run_training
 from training.task import Batch
 from training.tasks import DisparityDistillationTask, MeasuredDisparity
-from training.teacher_cache import TeacherCache
+from training.teacher_cache import open_cache
 from training.visualization import Column, save_grid
 from utils_distillation_loss import HDN_VARIANTS, NORMALIZATIONS, RECIPES, DisparityDistillationLoss
 
@@ -41,7 +40,6 @@ NETWORKS = (*PRESETS, *ALIASES)
 MULTIPLE = DepthAnything.size_multiple
 WEIGHTS = ("lambda_sc", "lambda_lg", "lambda_feat", "lambda_grad", "lambda_hdn")
 PICTURED = 4  # samples in the picture of a step
-COMPARED = 8  # pictures by which a cache recognises its data
 # None in the parser, so that one given in vain is refused.
 VIEWS: dict[str, Any] = {"local_crops": 2, "global_scale": [0.7, 1.0], "local_scale": [0.4, 0.8]}
 CONTEXTS: dict[str, Any] = {"hdn_variant": "dr", "hdn_level": 3}
@@ -175,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=args.seed,
     )
     if args.cache_teacher:
-        task.cache = create_cache(args, fabric, task, datasets["train"])
+        teacher: Any = task.teacher0
+        key = {"precision": "bf16" if task.bf16_teachers else "32", "dataset": args.dataset}
+        task.cache = open_cache(fabric, args.cache_teacher, teacher, datasets["train"], args.image_size, **key)
     picture = StepPicture(args, fabric, task)
     run_training(
         args,
@@ -327,31 +327,6 @@ def create_datasets(args: argparse.Namespace) -> dict[str, DepthDataset]:
         "train": create_dataset(**data, split="train", modalities=learns_from, crops=crops),
         "val": create_dataset(**data, split="val", modalities={"rgb"} | depth),
     }
-
-
-def create_cache(
-    args: argparse.Namespace, fabric: Fabric, task: DisparityDistillationTask, train: DepthDataset
-) -> TeacherCache:
-    """Open the cache of the one teacher's answers, or lay it out.
-
-    Its key is what they follow from: the teacher's weights and precision, and the pictures, of which the names are
-    compared, and a few by their pixels.
-    """
-    teacher: Any = task.teacher0
-    digest = hashlib.sha256("\n".join(train.ids).encode())
-    for index in range(0, len(train), -(-len(train) // COMPARED)):
-        digest.update(train[index]["rgb"].numpy().tobytes())
-    key = {
-        "teacher": bytes(teacher.fingerprint.tolist()).hex(),
-        "precision": "bf16" if task.bf16_teachers else "32",
-        "dataset": args.dataset,
-        "pictures": digest.hexdigest(),
-    }
-    for creates in (True, False):  # the first process lays it out, then the others open it
-        if fabric.is_global_zero is creates:
-            cache = TeacherCache(args.cache_teacher, key, len(train), args.image_size, creates=creates)
-        fabric.barrier()
-    return cache
 
 
 # ----------------------------------------------------------------------------------------------------------- networks

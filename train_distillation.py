@@ -5,23 +5,26 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataloaders import DepthDataset, create_training_data
+from dataloaders import DepthDataset, create_loader, create_training_data, create_training_split
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
 from models.blocks import EARS
-from training import options
+from training import loop, options
 from training.checkpoint import load_model, require_entries
-from training.engine import create_fabric, seed_weights
+from training.engine import create_fabric, resolve_precision, seed_weights
 from training.session import Validation, depth_columns, distance_validation, run_training
 from training.task import Batch, Guest, nearest_size
 from training.tasks import DistillationTask
+from training.teacher_cache import TeacherCache, open_cache
 from training.visualization import Column
 from utils_distillation_loss import (
     ADAPTERS,
@@ -55,6 +58,12 @@ def create_parser() -> argparse.ArgumentParser:
         help="of a model that takes rgb, or Depth Anything's published weights (.pth, .safetensors); it is frozen",
     )
     hearing = sorted(name for name, model in MODELS.items() if "audio" in model.inputs)
+    group.add_argument(
+        "--cache_teacher",
+        type=Path,
+        metavar="DIR",
+        help="ask it once for each picture, before --augment, and for its mirror image; keep the answers here",
+    )
     group.add_argument("--student_model", choices=hearing, default="binaural_attention", help="what learns")
     options.add_width_option(group, "its width", metavar="N")
     options.add_upsampling_option(group, default=None, note=" (default: bilinear, where the model has a choice)")
@@ -109,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     fabric = create_fabric(args)
     teacher, checkpoint = load_model(args.teacher_checkpoint)
     data, loading = options.dataset_options(args), options.loader_options(args, fabric)
+    pictures = {"rgb"} if args.cache_teacher else set()  # which training does without
     datasets, loaders = create_training_data(
-        DistillationTask.needs, data, args.pairs_dir, **loading, only_labelled=False
+        DistillationTask.needs, data, args.pairs_dir, val_only=pictures, **loading, only_labelled=False
     )
     notes = check_teacher(args, teacher, checkpoint, datasets["train"].preprocessing)
     response = create_response(args, teacher, datasets["train"])
@@ -127,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         task_loss=args.task_loss,
         schedule=args.schedule,
     )
+    if args.cache_teacher:
+        task.cache = ask_beforehand(args, fabric, task.teacher)
     validation = create_validation(args, fabric, task, datasets["val"], loaders["val"])
     if validation.measure is not None:
         notes.append("no validation pair has measured depth: epochs are compared by the distance from the teacher [m]")
@@ -156,6 +168,10 @@ def check_options(args: argparse.Namespace) -> None:
             setattr(args, flag, default)
     if args.lambda_task == 0 and args.task_loss != "l1":
         raise OptionError(f"--task_loss {args.task_loss} has no effect with --lambda_task 0")
+    if args.cache_teacher and args.lambda_feat > 0:
+        raise OptionError("--cache_teacher keeps depth maps, no features; give --lambda_feat 0")
+    if args.cache_teacher and args.num_nodes > 1:
+        raise OptionError("--cache_teacher is of one machine: --num_nodes 1")
     if args.lambda_feat == 0:
         for flag in FEATURE_DEFAULTS:
             if getattr(args, flag) is not None:
@@ -191,6 +207,8 @@ def check_teacher(
         takes = " and ".join(teacher.inputs)
         raise OptionError(f"--teacher_checkpoint {path}: {teacher.name} takes {takes}; a teacher must see (rgb)")
     if "audio" in teacher.inputs:
+        if args.cache_teacher:
+            raise OptionError("--cache_teacher: the teacher hears too, and what it hears is augmented anew each time")
         teacher.check_image_size(args.image_size)
         if args.augment_scale:
             raise OptionError("--augment_scale: the teacher hears and sees, and a picture does not show the scale")
@@ -212,6 +230,45 @@ def check_teacher(
     if before.get("image_size", shown) != shown:
         notes.append(f"warning: the teacher was trained at image size {before['image_size']} and is shown {shown}")
     return notes
+
+
+def ask_beforehand(args: argparse.Namespace, fabric: Fabric, teacher: Guest) -> TeacherCache:
+    """Return the teacher's answers to all pictures of training, as these are before augmentation."""
+    data = options.dataset_options(args) | {"augment": False, "augment_scale": 0.0}
+    pictures = create_training_split({"rgb"}, data, args.pairs_dir)
+    loader = create_loader(pictures, shuffle=False, **options.loader_options(args, fabric))
+    precision = resolve_precision(args.precision, fabric.device.type)
+    cache = open_cache(
+        fabric, args.cache_teacher, teacher, pictures, args.image_size, precision=precision, view="and its mirror image"
+    )
+    ask_once(fabric, teacher.to(fabric.device, memory_format=torch.channels_last), cache, loader)  # type: ignore[call-overload]
+    return cache
+
+
+@torch.no_grad()
+def ask_once(fabric: Fabric, teacher: Guest, cache: TeacherCache, loader: DataLoader) -> None:
+    """Ask a teacher for what a cache lacks: the mean of its answers to a picture and to its mirror image, turned back.
+
+    That mean errs less than either, and is the same for a scene and for the mirrored one.
+
+    Args:
+        fabric: device, precision and processes, among which the pictures are shared out.
+        teacher: who answers.
+        cache: of all rows of ``loader``.
+        loader: yields the pictures in order, ``rgb`` [B, 3, S, S], as they are without augmentation.
+    """
+
+    def ask(batch: Batch) -> Tensor:
+        mirrored = {**batch, "rgb": batch["rgb"].flip(-1)}
+        with fabric.autocast():
+            here, there = (teacher(view).float() for view in (batch, mirrored))  # [B, 1, S, S]
+        return (here + there.flip(-1)) / 2
+
+    if not cache.whole:
+        with loop.Batches(fabric, loader, len(loader), "asking the teacher") as batches:
+            for batch in batches:
+                cache.answer(batch["index"], partial(ask, batch))
+    fabric.barrier()
 
 
 def create_response(args: argparse.Namespace, teacher: DepthModel, dataset: DepthDataset) -> ResponseDistillation:

@@ -63,6 +63,7 @@ __all__ = [
     "create_loader",
     "create_loaders",
     "create_training_data",
+    "create_training_split",
     "find_dataset",
     "is_silent",
     "prepare_audio",
@@ -139,7 +140,12 @@ def find_dataset(folder: str | Path) -> str:
 
 
 def create_training_data(
-    modalities: Collection[str], dataset: Mapping[str, Any], pairs_dir: str | Path | None = None, **loading: Any
+    modalities: Collection[str],
+    dataset: Mapping[str, Any],
+    pairs_dir: str | Path | None = None,
+    *,
+    val_only: Collection[str] = (),
+    **loading: Any,
 ) -> tuple[dict[str, Any], dict[str, DataLoader]]:
     """Make the splits ``train`` and ``val`` of a data set, and their loaders.
 
@@ -147,20 +153,32 @@ def create_training_data(
         modalities: what is loaded of each sample.
         dataset: the other arguments of :func:`create_dataset`.
         pairs_dir: a folder like the data set's, whose training pairs are added to ``train`` without their depth.
+        val_only: those of the modalities that ``train`` does without.
         loading: the arguments of :func:`create_loaders`.
 
     Returns:
-        The data sets by split, ``train`` a :class:`WithMorePairs` where there is a ``pairs_dir``; and the loaders.
+        The data sets by split, and the loaders.
 
     Raises:
         OptionError: as :func:`create_dataset` and :func:`create_loader` do.
         DataError: likewise.
     """
     splits: dict[str, Any] = {
-        split: create_dataset(**dataset, split=split, modalities=modalities) for split in ("train", "val")
+        "train": create_training_split(set(modalities) - set(val_only), dataset, pairs_dir),
+        "val": create_dataset(**dataset, split="val", modalities=modalities),
     }
-    if pairs_dir is not None:
-        others = {**dataset, "dataset_dir": pairs_dir, "holdout_location": None, "label_fraction": 0.0}
-        more = create_dataset(**others, split="train", modalities=modalities)
-        splits["train"] = WithMorePairs(splits["train"], more)
     return splits, create_loaders(splits, **loading)
+
+
+def create_training_split(
+    modalities: Collection[str], dataset: Mapping[str, Any], pairs_dir: str | Path | None = None
+) -> DepthDataset | WithMorePairs:
+    """Make the split ``train`` of a data set, with more pairs behind it where there is a ``pairs_dir``.
+
+    Arguments and errors are those of :func:`create_training_data`.
+    """
+    train = create_dataset(**dataset, split="train", modalities=modalities)
+    if pairs_dir is None:
+        return train
+    others = {**dataset, "dataset_dir": pairs_dir, "holdout_location": None, "label_fraction": 0.0}
+    return WithMorePairs(train, create_dataset(**others, split="train", modalities=modalities))

@@ -63,6 +63,7 @@ class DepthDataset(Dataset):
     - ``rgb`` [3, S, S] float32 in [0, 1].
     - ``depth`` [1, S, S] float32 in metres, 0 = invalid (all 0 for a pair without a label); native size on request.
     - ``id`` str, ``index`` int: the instance's name and its row.
+    - ``mirrored`` bool and ``scale`` float, scalar tensors, where training augments by them.
 
     In training under a rule of ``crops``, ``rgb`` and ``depth`` are a square crop, drawn anew each epoch, and beside it
     stand ``local`` [N, 3, S, S], closer views of parts of it, and ``boxes`` [N, 4]: left, top, right and bottom of each

@@ -308,11 +308,11 @@ def augment_sample(sample: dict[str, Any], rng: np.random.Generator) -> dict[str
 
     In a mirrored scene left is right: the picture and the depth map are flipped and the ears change places, together.
     All draws are made whatever modalities are present, so a teacher and a student that load different ones see the
-    same view. Local views of the picture (``dataloaders.crops``) go with it.
+    same view. Local views of the picture (``dataloaders.crops``) go with it. ``mirrored``, a bool, joins the sample.
     """
     mirrored = rng.random() < 0.5
     brightness, contrast, saturation = rng.uniform(0.8, 1.2, size=3).tolist()
-    sample = dict(sample)
+    sample = {**sample, "mirrored": torch.tensor(mirrored)}
     for key in {"rgb", "local"} & set(sample):
         rgb = F.adjust_saturation(sample[key], saturation)
         rgb = F.adjust_contrast(rgb, contrast)

@@ -5,15 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from make_data import write_images
 
 import train_distill_any_depth
+import train_distillation
+from dataloaders import create_dataset, create_loader
 from errors import DataError, OptionError, TrainingError
 from models import create_model
+from models.rgb_depth_model import RGBDepthNet
 from training.checkpoint import load_checkpoint, save_model
 from training.run_log import read_csv
 from training.task import Guest
-from training.teacher_cache import TeacherCache
+from training.tasks import DistillationTask
+from training.teacher_cache import TeacherCache, open_cache
+from utils_distillation_loss import ResponseDistillation
 
 KEY = {"teacher": "abc", "pictures": "def"}
 
@@ -53,6 +59,20 @@ def test_a_second_process_opens_what_the_first_laid_out(tmp_path):
     first.answer(*teacher.of([0]))
     second.answer(*teacher.of([0]))
     assert teacher.asked == [[0]], "they share the files"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many pictures each call of a guest had."""
+    calls = []
+    forward = Guest.forward
+
+    def counting(self, batch, *args, **kwargs):
+        calls.append(len(batch["rgb"]))
+        return forward(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(Guest, "forward", counting)
+    return calls
 
 
 class KilledError(Exception):
@@ -146,21 +166,55 @@ def test_what_float16_does_not_hold_is_not_kept(tmp_path):
     assert teacher.asked == [[0]]
 
 
-# --------------------------------------------------------------------------------------------------------------- script
+# ------------------------------------------------------------------------------------------- pictures and mirror images
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """How many pictures each call of a guest had."""
-    calls = []
-    forward = Guest.forward
+class LeftEye(RGBDepthNet):
+    """Answers with the green of each pixel, and a metre more in the left half: its mirrored answer is another one."""
 
-    def counting(self, batch, *args, **kwargs):
-        calls.append(len(batch["rgb"]))
-        return forward(self, batch, *args, **kwargs)
+    def forward(self, x, return_features=False):
+        metre = torch.ones_like(x[:, :1])
+        metre[..., x.shape[-1] // 2 :] = 0
+        return x[:, 1:2] + metre
 
-    monkeypatch.setattr(Guest, "forward", counting)
-    return calls
+
+def test_the_answer_is_the_mean_over_picture_and_mirror_image(tmp_path, rooms, asked):
+    pictures = create_dataset("simulated", rooms, "train", 32, modalities={"rgb"})
+    fabric, teacher = Fabric(accelerator="cpu", devices=1), Guest(LeftEye(4))
+
+    def fill():
+        cache = open_cache(fabric, tmp_path / "c", teacher, pictures, 32)
+        loader = create_loader(pictures, 4, shuffle=False, num_workers=0)
+        train_distillation.ask_once(fabric, teacher, cache, loader)
+        return cache
+
+    answer = fill().read(torch.tensor([7, 2]))
+    assert asked == [4] * 6, "twelve pictures, each of them twice"
+    fill()
+    assert asked == [4] * 6, "what is whole is not asked for again"
+    green = torch.stack([pictures[index]["rgb"][1:2] for index in (7, 2)])
+    assert torch.allclose(answer, green + 0.5, atol=1e-3)  # the rounding to float16
+    with pytest.raises(OptionError, match="something else: pictures"):
+        open_cache(fabric, tmp_path / "c", teacher, create_dataset("simulated", rooms, "val", 32), 32)
+
+
+def test_a_task_turns_and_scales_what_it_reads(tmp_path):
+    cache = TeacherCache(tmp_path / "c", KEY, 3, 32, output="metres")
+    kept = torch.linspace(1, 5, 32).expand(3, 1, 32, 32) + torch.arange(3.0)[:, None, None, None]
+    cache.answer(torch.arange(3), lambda: kept)
+    student = create_model("unet_baseline", base_channels=4, image_size=32, max_depth=12.0).eval()
+    task = DistillationTask(student, RGBDepthNet(4), ResponseDistillation())
+    task.cache = cache
+    batch = {"audio": torch.rand(2, 2, 32, 32), "depth": torch.zeros(2, 1, 32, 32), "index": torch.tensor([2, 0])}
+    plain = task(batch, 0.0)
+    assert plain["response"].item() == pytest.approx((plain["depth"] - kept[[2, 0]]).abs().mean().item(), abs=2e-3)
+    batch |= {"mirrored": torch.tensor([True, False]), "scale": torch.tensor([2.0, 0.5])}
+    out = task(batch, 0.0)
+    taught = torch.stack([kept[2].flip(-1) * 2, kept[0] * 0.5])
+    assert out["response"].item() == pytest.approx((out["depth"] - taught).abs().mean().item(), abs=2e-3)
+
+
+# -------------------------------------------------------------------------------------------------------------- scripts
 
 
 def test_the_second_epoch_does_not_ask_the_teacher(tmp_path, asked, run_cli):
@@ -205,3 +259,37 @@ def test_the_second_epoch_does_not_ask_the_teacher(tmp_path, asked, run_cli):
     assert code == 2 and "is of something else: pictures" in errors
     assert json.loads((tmp_path / "answers/cache.json").read_text())["rows"] == 8
     assert not (tmp_path / "third").exists()
+
+
+def test_an_ear_learns_from_answers_that_were_kept(tmp_path, rooms, asked, run_cli):
+    """Augmented, with more pairs than have depth, in two sessions: the teacher is asked before the first one alone."""
+    torch.manual_seed(0)
+    save_model(create_model("depth_anything", preset="mini"), tmp_path / "eye.safetensors", "MIT")
+
+    def run(*more):
+        flags = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, "--experiment_name", "e")
+        flags += ("--teacher_checkpoint", tmp_path / "eye.safetensors", "--attention_levels", 5, "--base_channels", 4)
+        flags += ("--image_size", 32, "--batch_size", 4, "--num_workers", 0, "--augment", "--augment_scale", 0.2)
+        flags += ("--pairs_dir", rooms, "--nb_epochs", 2, "--save_frequency", 9)
+        asked.clear()
+        return run_cli(train_distillation.main, *flags, *more)
+
+    cached = ("--cache_teacher", tmp_path / "answers")
+    code, _, errors = run(*cached, "--stop_after_epoch", 1)
+    assert (code, errors) == (0, "")
+    assert asked == [4] * 12, "24 pictures, each of them twice"
+    code, out, errors = run(*cached, "--resume")
+    assert (code, errors) == (0, "")
+    assert "other settings" not in out
+    assert asked == [4], "the picture of the last epoch"
+    code, out, _ = run("--resume", "--nb_epochs", 3)
+    assert code == 0 and "cache_teacher given -> None" in out
+    assert len(asked) > 6, "without the cache, each batch"
+
+    for more, named in (
+        (("--lambda_feat", 1), "no features"),
+        (("--num_nodes", 2), "one machine"),
+        (("--image_size", 64), "something else"),
+    ):
+        code, _, errors = run(*cached, *more, "--experiment_name", "other")
+        assert code == 2 and named in errors and len(errors.splitlines()) == 1

@@ -344,7 +344,7 @@ def changes(args: argparse.Namespace, fabric: Fabric, start: Start) -> list[str]
     before = {**start.checkpoint["args"], **{key: start.checkpoint.get(key) for key in machine(args, fabric)}}
     now = {**plain_arguments(args), **machine(args, fabric)}
     for settings in (before, now):  # where the cache lies changes nothing; whether there is one rounds spectrograms
-        for folder in ("cache_dir", "pairs_dir"):
+        for folder in ("cache_dir", "cache_teacher", "pairs_dir"):
             settings[folder] = "given" if settings.get(folder) else None
     differing = [
         f"{key} {before.get(key)} -> {now[key]}"

@@ -120,6 +120,10 @@ class DistillationTask(Task):
         task_loss: that distance, a key of ``TASK_LOSSES``.
         schedule: a key of ``SCHEDULES``. ``adaptive`` goes linearly, over the training, from half of ``lambda_task``
             to the whole, and from the whole of the other two to 0.3 of them.
+
+    Attributes:
+        cache: None, or where the answers to the pictures of training are, before their augmentation; there are no
+            features then, and training looks at no picture.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"audio", "rgb", "depth"})
@@ -152,6 +156,7 @@ class DistillationTask(Task):
         self.lambda_feat = lambda_feat
         self.task_loss = TASK_LOSSES[task_loss]
         self.schedule = schedule
+        self.cache: TeacherCache | None = None
 
     def weights(self, progress: float) -> tuple[float, float, float]:
         """Return the weights of task, response and feature after a share of the training in [0, 1]."""
@@ -166,7 +171,7 @@ class DistillationTask(Task):
         inputs = model_inputs(self.student, batch)
         matched: dict[str, Tensor] = {}
         if self.features is None:
-            depth, taught = self.student(*inputs), self.teacher(batch)  # both [B, 1, H, W]
+            depth, taught = self.student(*inputs), self.taught(batch)  # both [B, 1, H, W]
         else:
             depth, heard = self.student(*inputs, return_features=True)
             taught, seen = self.teacher(batch, return_features=True)
@@ -189,6 +194,15 @@ class DistillationTask(Task):
         # Over all images at once: of several processes, each may have another share of the labels.
         loss = task * mean_over_images(measured) + kd * parts["response"] + feat * parts.get("feature", 0.0)
         return {"loss": loss, "depth": depth, **parts, "counts": {"task": count_images(labelled)}}
+
+    def taught(self, batch: Batch) -> Tensor:
+        """Return the teacher's answer [B, 1, H, W] to a batch of training, asked for now or long ago."""
+        if self.cache is None:
+            return self.teacher(batch)
+        answer = self.cache.read(batch["index"])
+        if "mirrored" not in batch:
+            return answer
+        return torch.where(batch["mirrored"][:, None, None, None], answer.flip(-1), answer)
 
     def in_scene(self, taught: Tensor, batch: Batch) -> Tensor:
         """Return a teacher's answer [B, 1, H, W] in the metres of scaled scenes. Disparity has no metres to scale."""

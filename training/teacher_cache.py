@@ -1,21 +1,25 @@
-"""What a frozen teacher answers to views that never change, on the disk: asked once, read in every later epoch."""
+"""What a frozen teacher answers to pictures that never change, on the disk: asked once, read in every later epoch."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from errors import TrainingError
 from training.mapped_rows import MappedRows
 
+COMPARED = 8  # pictures of which a cache's key holds every pixel
+
 
 class TeacherCache:
-    """One square map for each row of a split, in float16: ``disparity.npy`` [N, S, S] of a :class:`MappedRows`.
+    """One square map for each row of a split, in float16: ``<output>.npy`` [N, S, S] of a :class:`MappedRows`.
 
     Also a map that was just computed is handed out in float16, so that a run learns the same from a cache that is
     empty, half full or full.
@@ -25,6 +29,7 @@ class TeacherCache:
         key: of what the maps are: the teacher's fingerprint, the pictures, ...; plain values.
         rows: N.
         size: S.
+        output: what the maps are: ``disparity``, or ``metres``.
         creates: whether this process may lay out the files; the others open what is there.
 
     Raises:
@@ -32,10 +37,19 @@ class TeacherCache:
         DataError: its files are damaged.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, Any], rows: int, size: int, *, creates: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: Mapping[str, Any],
+        rows: int,
+        size: int,
+        *,
+        output: str = "disparity",
+        creates: bool = True,
+    ) -> None:
         key = {**key, "rows": rows, "size": size}
         self._maps = MappedRows(
-            folder, key, (rows, size, size), np.float16, flag="--cache_teacher", name="disparity.npy", creates=creates
+            folder, key, (rows, size, size), np.float16, flag="--cache_teacher", name=f"{output}.npy", creates=creates
         )
 
     @torch.compiler.disable
@@ -61,4 +75,44 @@ class TeacherCache:
                     f"{np.finfo(np.float16).max:g}); train without it"
                 )
             self._maps.keep(rows, maps)
-        return torch.from_numpy(self._maps.values[rows]).to(index.device).float()[:, None]
+        return self.read(index)
+
+    @torch.compiler.disable
+    def read(self, index: Tensor) -> Tensor:
+        """Return the maps of rows that are all done, as :meth:`answer` does."""
+        return torch.from_numpy(self._maps.values[index.cpu().numpy()]).to(index.device).float()[:, None]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row is done."""
+        return bool(self._maps.done.all())
+
+
+def open_cache(fabric: Fabric, folder: Path, teacher: Any, pictures: Any, size: int, **key: Any) -> TeacherCache:
+    """Open the cache of a teacher's answers to the pictures of a split, or lay it out.
+
+    Its key is what they follow from: the teacher's weights, and the pictures, of which the names are compared, and a
+    few by their pixels.
+
+    Args:
+        fabric: the processes, of one machine.
+        folder: of the cache.
+        teacher: who answers, a ``Guest``.
+        pictures: the split, as it is without augmentation.
+        size: of the maps' sides.
+        key: what else the answers follow from; plain values.
+
+    Raises:
+        OptionError: as :class:`TeacherCache` does.
+        DataError: likewise.
+    """
+    digest = hashlib.sha256("\n".join(pictures.ids).encode())
+    for index in range(0, len(pictures), -(-len(pictures) // COMPARED)):
+        digest.update(pictures[index]["rgb"].numpy().tobytes())
+    key |= {"teacher": bytes(teacher.fingerprint.tolist()).hex(), "pictures": digest.hexdigest()}
+    output = teacher.model.output
+    for creates in (True, False):  # the first process lays it out, then the others open it
+        if fabric.is_global_zero is creates:
+            cache = TeacherCache(folder, key, len(pictures), size, output=output, creates=creates)
+        fabric.barrier()
+    return cache
