@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -203,18 +204,18 @@ def ladder(setting: Setting) -> Suite:
     """From sound alone to all that teaching has, beside the systems that it is compared with; all labels."""
     make = Rows(setting, setting.preset.epochs)
     control = make.audio()
-    students = [
-        make.taught("depth distillation"),
-        make.taught("depth + features", *FEATURES),
-        make.taught("depth + features + adaptive", *FEATURES, "--schedule", "adaptive"),
-    ]
+    depth = make.taught("depth distillation")
+    features = make.taught("depth + features", *FEATURES)
+    full = make.taught("depth + features + adaptive", *FEATURES, "--schedule", "adaptive")
+    students = [depth, features, full]
     bins_alone = make.adabins("AdaBins alone", "--phase", "finetune")
     bins = [
         make.adabins("AdaBins distillation"),
         make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
     ]
+    unet = make.baseline("unet_baseline")
     others = [
-        make.baseline("unet_baseline"),
+        unet,
         make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural"),
         make.baseline("base_residual"),
     ]
@@ -224,6 +225,10 @@ def ladder(setting: Setting) -> Suite:
         [control, *students, bins_alone, *bins, *others, *both],
         {row.name: control.name for row in (*students, bins_alone, *others)}
         | {row.name: bins_alone.name for row in bins},
+        rivals=[
+            *((student.name, unet.name) for student in (control, *students)),
+            *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
+        ],
     )
 
 
