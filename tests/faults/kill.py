@@ -176,10 +176,9 @@ def prepare(folder: Path) -> list[Script]:
     )
     eye, dav = (str(folder / "checkpoints" / name / "best_model.pth") for name in ("eye", "dav"))
     attention = ("--attention_levels", "5")
-    cached = (
-        *views, "--teacher_models", "tiny", "--teacher_checkpoints", dav,
-        "--fixed_views", "--lambda_feat", "0", "--cache_teacher", "{output}/cache",
-    )  # fmt: skip
+    cached = ("--cache_teacher", "{output}/cache")
+    by_eye = (*small, *attention, "--teacher_checkpoint", eye, *cached)
+    by_dav = (*views, "--teacher_models", "tiny", "--teacher_checkpoints", dav, "--fixed_views", "--lambda_feat", "0")
     everywhere = tuple(point for point in POINTS if point != "in the teacher's cache")
     faults = (*ANYWHERE, *everywhere)
     return [
@@ -187,9 +186,9 @@ def prepare(folder: Path) -> list[Script]:
         Script("train_rgb_depth.py", small, faults),
         Script("train_binaural_attention.py", (*small, *attention), faults),
         Script("train_baseline.py", (*small, "--model", "base_residual"), faults),
-        Script("train_distillation.py", (*small, *attention, "--teacher_checkpoint", eye), faults),
+        Script("train_distillation.py", by_eye, (*ANYWHERE, *POINTS)),
         Script("train_adabins_distillation.py", (*small, *attention, "--n_bins", "8"), faults),
-        Script("train_distill_any_depth.py", cached, (*ANYWHERE, *POINTS)),
+        Script("train_distill_any_depth.py", (*by_dav, *cached), (*ANYWHERE, *POINTS)),
     ]
 
 
