@@ -71,6 +71,7 @@ benchmarks: install  ## measure the speed of this machine: tables, and JSON in r
 	$(RUN) benchmarks/bench_inference.py --attention_levels 4 5 --base_channels 8 --audio_format interaural --compile \
 	  --rounds 5 --json $(MEASURED)/inference.json
 	$(RUN) benchmarks/bench_data.py --json $(MEASURED)/data.json
+	$(RUN) benchmarks/bench_front_end.py --json $(MEASURED)/front_end.json
 	$(RUN) benchmarks/bench_simulation.py --json $(MEASURED)/simulation.json
 	$(RUN) benchmarks/bench_scaling.py --json $(MEASURED)/scaling.json
 

@@ -52,7 +52,7 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--precision", choices=options.PRECISIONS, nargs="+", default=["auto"], metavar="P", help="ours, a row for each"
     )
-    group.add_argument("--compile", action="store_true", help="ours, with torch.compile")
+    group.add_argument("--compile", action="store_true", help="ours, with torch.compile too: a row more for each")
     return parser
 
 
@@ -79,8 +79,12 @@ def measure_peaks(device: str, rounds: int) -> dict[str, float]:
 
 
 def measure_model(args: argparse.Namespace, name: str, device: str, peaks: dict[str, float]) -> list[dict[str, object]]:
-    """Return the rows of a network: one for each precision, which take turns with the plain steps."""
-    settings = [vars(args) | {"model": name, "precision": precision} for precision in args.precision]
+    """Return the rows of a network: one for each precision, and compiled, which take turns with the plain steps."""
+    settings = [
+        vars(args) | {"model": name, "precision": precision, "compile": compiled}
+        for precision in args.precision
+        for compiled in ([False, True] if args.compile else [False])
+    ]
     variants = {"plain": measure.Apart(plain_step, settings[0])}
     variants |= {f"{number}": measure.Apart(our_step, one) for number, one in enumerate(settings)}
     seconds = measure.take_turns(variants, args.rounds, device)
@@ -98,7 +102,7 @@ def measure_model(args: argparse.Namespace, name: str, device: str, peaks: dict[
                 "model": name,
                 "plain [s]": statistics.median(seconds["plain"]) / args.steps,
                 "ours [s]": step,
-                "in": precision,
+                "in": f"{precision}, compiled" if one["compile"] else precision,
                 "ratio": measure.ratio(seconds["plain"], times),
                 "samples/s": args.batch_size / step,
                 "gflops": work / step,

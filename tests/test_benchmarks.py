@@ -1,5 +1,6 @@
 """The scripts behind the documents' numbers: their arithmetic, and that the commands they run are commands."""
 
+import argparse
 import importlib
 import json
 import logging
@@ -15,6 +16,7 @@ from benchmarks import (
     audio_student,
     bench_data,
     bench_distill_any_depth,
+    bench_front_end,
     bench_inference,
     bench_scaling,
     bench_simulation,
@@ -24,7 +26,7 @@ from benchmarks import (
     measure,
     snippet_faults,
 )
-from dataloaders import create_dataset
+from dataloaders import AUDIO_FORMATS, create_dataset
 from errors import TrainingError
 from models import create_model
 from training.checkpoint import FORMAT, save_checkpoint
@@ -217,6 +219,16 @@ def test_training_is_measured(tmp_path, run_cli):
     assert min(found[key] for key in ("ratio", "gflops", "conv_peak_gflops")) > 0
     settings = {"model": "rgb_depth", "base_channels": 4, "image_size": 32, "batch_size": 2}
     assert bench_training.work_of({**settings, "batch_size": 4}) == pytest.approx(2 * bench_training.work_of(settings))
+
+
+def test_what_is_heard_is_measured(tmp_path, run_cli):
+    flags = ("--batch_size", 2, "--image_size", 32, "--max_depth", 2, "--rounds", 1, "--json", tmp_path / "x.json")
+    code, out, _ = run_cli(bench_front_end.main, *flags)
+    assert code == 0 and all(f"| {name} |" in out for name in AUDIO_FORMATS)
+    args = argparse.Namespace(batch_size=2, image_size=32, max_depth=2.0)
+    ways = bench_front_end.one_at_a_time(args, "interaural"), bench_front_end.a_batch(args, "interaural", "cpu")
+    one, batch = (way() for way in ways)
+    assert torch.allclose(one, batch, atol=1e-4) and one.shape == (2, 4, 32, 32), "both ways make the same"
 
 
 @pytest.mark.parametrize("recipe", ["paper", "documents"])
