@@ -209,10 +209,7 @@ def ladder(setting: Setting) -> Suite:
     full = make.taught("depth + features + adaptive", *FEATURES, "--schedule", "adaptive")
     students = [depth, features, full]
     bins_alone = make.adabins("AdaBins alone", "--phase", "finetune")
-    bins = [
-        make.adabins("AdaBins distillation"),
-        make.adabins("AdaBins distillation + adaptive", "--use_adaptive_loss"),
-    ]
+    bins = make.adabins("AdaBins distillation")
     unet = make.baseline("unet_baseline")
     others = [
         unet,
@@ -222,9 +219,8 @@ def ladder(setting: Setting) -> Suite:
     both = [make.baseline("multimodal_fusion"), make.teacher()]
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, bins_alone, *bins, *others, *both],
-        {row.name: control.name for row in (*students, bins_alone, *others)}
-        | {row.name: bins_alone.name for row in bins},
+        [control, *students, bins_alone, bins, *others, *both],
+        {row.name: control.name for row in (*students, bins_alone, *others)} | {bins.name: bins_alone.name},
         rivals=[
             *((student.name, unet.name) for student in (control, *students)),
             *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
@@ -295,6 +291,7 @@ def ablation(setting: Setting) -> Suite:
     bins = make.adabins("AdaBins", fraction=few)
     bin_rows = [
         bins,
+        make.adabins("AdaBins, adaptive", "--use_adaptive_loss", fraction=few),
         *(
             make.adabins(f"AdaBins without {term}", f"--lambda_{term}", "0", fraction=few)
             for term in ("task", "response", "feature", "bin", "sparse")
