@@ -309,10 +309,7 @@ def check_cache(args: argparse.Namespace) -> None:
         raise OptionError("--cache_teacher keeps the answers of one network: name one in --teacher_models")
     if not args.fixed_views or args.augment:
         raise OptionError("--cache_teacher: what is kept must not change; give --fixed_views, and no --augment")
-    if args.lambda_feat > 0:
-        raise OptionError("--cache_teacher keeps disparities, no tokens; give --lambda_feat 0")
-    if args.num_nodes > 1:
-        raise OptionError("--cache_teacher is of one machine: --num_nodes 1")
+    options.check_teacher_cache(args, "disparities, no tokens")
 
 
 def create_datasets(args: argparse.Namespace) -> dict[str, DepthDataset]:

@@ -168,10 +168,8 @@ def check_options(args: argparse.Namespace) -> None:
             setattr(args, flag, default)
     if args.lambda_task == 0 and args.task_loss != "l1":
         raise OptionError(f"--task_loss {args.task_loss} has no effect with --lambda_task 0")
-    if args.cache_teacher and args.lambda_feat > 0:
-        raise OptionError("--cache_teacher keeps depth maps, no features; give --lambda_feat 0")
-    if args.cache_teacher and args.num_nodes > 1:
-        raise OptionError("--cache_teacher is of one machine: --num_nodes 1")
+    if args.cache_teacher:
+        options.check_teacher_cache(args, "depth maps, no features")
     if args.lambda_feat == 0:
         for flag in FEATURE_DEFAULTS:
             if getattr(args, flag) is not None:
@@ -236,12 +234,14 @@ def ask_beforehand(args: argparse.Namespace, fabric: Fabric, teacher: Guest) -> 
     """Return the teacher's answers to all pictures of training, as these are before augmentation."""
     data = options.dataset_options(args) | {"augment": False, "augment_scale": 0.0}
     pictures = create_training_split({"rgb"}, data, args.pairs_dir)
-    loader = create_loader(pictures, shuffle=False, **options.loader_options(args, fabric))
     precision = resolve_precision(args.precision, fabric.device.type)
     cache = open_cache(
         fabric, args.cache_teacher, teacher, pictures, args.image_size, precision=precision, view="and its mirror image"
     )
-    ask_once(fabric, teacher.to(fabric.device, memory_format=torch.channels_last), cache, loader)  # type: ignore[call-overload]
+    if not cache.whole:  # else no picture need be prepared
+        loader = create_loader(pictures, shuffle=False, **options.loader_options(args, fabric))
+        ask_once(fabric, teacher.to(fabric.device, memory_format=torch.channels_last), cache, loader)  # type: ignore[call-overload]
+    fabric.barrier()
     return cache
 
 
@@ -264,11 +264,9 @@ def ask_once(fabric: Fabric, teacher: Guest, cache: TeacherCache, loader: DataLo
             here, there = (teacher(view).float() for view in (batch, mirrored))  # [B, 1, S, S]
         return (here + there.flip(-1)) / 2
 
-    if not cache.whole:
-        with loop.Batches(fabric, loader, len(loader), "asking the teacher") as batches:
-            for batch in batches:
-                cache.answer(batch["index"], partial(ask, batch))
-    fabric.barrier()
+    with loop.Batches(fabric, loader, len(loader), "asking the teacher") as batches:
+        for batch in batches:
+            cache.answer(batch["index"], partial(ask, batch))
 
 
 def create_response(args: argparse.Namespace, teacher: DepthModel, dataset: DepthDataset) -> ResponseDistillation:

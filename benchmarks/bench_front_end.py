@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "ratio": measure.ratio(seconds["one at a time"], seconds["a batch"]),
             }
         )
-    measure.report(args, rows, device=device)
+    measure.report(args, rows)
 
 
 def recordings(args: argparse.Namespace) -> torch.Tensor:

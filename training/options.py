@@ -389,6 +389,18 @@ def check_training_options(args: argparse.Namespace, stage: str) -> None:
     args.stage = stage
 
 
+def check_teacher_cache(args: argparse.Namespace, kept: str) -> None:
+    """Refuse what ``--cache_teacher`` cannot keep; ``kept`` says what it keeps.
+
+    Raises:
+        OptionError: naming the flag.
+    """
+    if args.lambda_feat > 0:
+        raise OptionError(f"--cache_teacher keeps {kept}; give --lambda_feat 0")
+    if args.num_nodes > 1:
+        raise OptionError("--cache_teacher is of one machine: --num_nodes 1")
+
+
 def is_folder_name(name: str) -> bool:
     """Return whether a text names a folder inside another one: it is no path that leads elsewhere."""
     return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
