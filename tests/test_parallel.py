@@ -1,4 +1,4 @@
-"""Several processes learn what one does: the gradients of two with n images each are those of one with all 2n."""
+"""Several processes, and a batch in parts, learn what one does of the whole: they have the same gradients."""
 
 import os
 
@@ -70,39 +70,51 @@ def a_batch(task):
     return batch | {"id": list("abcdef")}
 
 
-def gradients(build, fabric, share=slice(None)):
+def gradients(build, fabric, size=None, share=slice(None)):
     torch.manual_seed(0)
     task = build()
     task.eval()  # batch norm with its running statistics: those of a batch are of one process
     wrapped = fabric.setup(task)
     batch = {key: value[share] for key, value in a_batch(task).items()}
-    MicroBatches(fabric).backward(wrapped, batch, 0.5)
+    MicroBatches(fabric, size).backward(wrapped, batch, 0.5)
     return {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
 
 
-def save_gradients_of_a_process(rank, port, build, folder):
+def save_gradients_of_a_process(rank, port, build, size, folder):
     torchrun = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({key: str(value) for key, value in torchrun.items()})
     torch.set_num_threads(1)
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true")
     fabric.launch()
-    torch.save(gradients(build, fabric, slice(3 * rank, 3 * rank + 3)), folder / f"{rank}.pt")
+    torch.save(gradients(build, fabric, size, slice(3 * rank, 3 * rank + 3)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("build", [supervised, heard, residual, distilled, binned, disparity])
-def test_two_processes_have_the_gradients_of_one(build, tmp_path):
-    expected = gradients(build, Fabric(accelerator="cpu", devices=1))
-    assert len(expected) > 10
-    port = 29600 + os.getpid() % 2000
-    torch.multiprocessing.spawn(save_gradients_of_a_process, (port, build, tmp_path), 2)
+def same(found, expected):
     largest = max(value.abs().max() for value in expected.values())
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5 * largest), name
+    assert len(expected) > 10 and found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5 * largest), name
+    return True
+
+
+BUILDS = [supervised, heard, residual, distilled, binned, disparity]
+
+
+@pytest.mark.parametrize(("build", "size"), [*((build, None) for build in BUILDS), (binned, 2)])
+def test_two_processes_have_the_gradients_of_one(build, size, tmp_path):
+    expected = gradients(build, Fabric(accelerator="cpu", devices=1))
+    port = 29600 + os.getpid() % 2000
+    torch.multiprocessing.spawn(save_gradients_of_a_process, (port, build, size, tmp_path), 2)
+    assert all(same(torch.load(tmp_path / f"{rank}.pt"), expected) for rank in (0, 1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(build, size):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    assert same(gradients(build, fabric, size), gradients(build, fabric))
 
 
 def test_batch_norm_over_all_processes_keeps_the_weights_and_their_names():

@@ -11,14 +11,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from errors import TrainingError
-from training.task import Batch
+from training.task import Batch, count_images, labelled_images
 
 
 class MicroBatches:
     """Forward and backward, a part of the batch at a time.
 
     Each part's loss counts by its share of the images, so that losses which are means over images add up to the whole
-    batch's. What looks at a batch at once sees the parts instead: batch norm, and losses between the images of a batch.
+    batch's; each part knows how often a mean over its labelled images counts (``training.task.label_weight``). What
+    looks at a batch at once sees the parts instead: batch norm, and losses between the images of a batch.
 
     When the device runs out of memory the parts are halved and the batch begins again; they stay that size. Of several
     processes one alone may run out, while the others already wait for its gradients: there the run ends.
@@ -60,11 +61,15 @@ class MicroBatches:
 
     def _pass(self, task: nn.Module, batch: Batch, progress: float) -> dict[str, Any]:
         images = len(batch["id"])
+        in_parts = self.size is not None and self.size < images
+        labels = count_images(labelled_images(batch)) if in_parts and "depth" in batch else None
         sums: dict[str, Tensor] = {}
         weights: dict[str, Any] = {}
         counts: dict[str, Any] = {}
         for done, part in split_batch(batch, self.size or images):
             share = len(part["id"]) / images
+            if labels is not None:
+                part["label_weight"] = count_images(labelled_images(part)) / labels.clamp(min=1) / share
             syncs = done == images or self._fabric.world_size == 1
             with nullcontext() if syncs else self._fabric.no_backward_sync(task):  # type: ignore[arg-type]
                 losses = task(part, progress)

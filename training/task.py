@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from models.base import normalize_imagenet
+from training.metrics import valid_pixels
 
 Batch = dict[str, Any]  # tensors with B in front, and `id`, a list of names
 
@@ -25,7 +26,8 @@ class Task(nn.Module):
 
     A part that is a mean over some of the batch's images alone, such as the labelled ones, is named in a further entry,
     ``"counts": {part: scalar}``, with how many these were in all processes (:func:`count_images`): its mean over an
-    epoch is the one over these images. Every other part weighs each step the same.
+    epoch is the one over these images. Every other part weighs each step the same. What of the loss is a mean over the
+    labelled images counts :func:`label_weight` times, or else a batch in parts would have other gradients.
 
     Attributes:
         student: the network that is trained, saved and evaluated.
@@ -151,6 +153,19 @@ def model_inputs(model: Any, batch: Batch) -> tuple[Tensor, ...]:
     """Return what ``model`` takes from a batch, in the order of its ``inputs``, normalised as it says."""
     return tuple(normalize_imagenet(batch[key]) if key == "rgb" and model.imagenet_normalize else batch[key]
                  for key in model.inputs)  # fmt: skip
+
+
+def labelled_images(batch: Batch) -> Tensor:
+    """Return which images of a batch have a measured pixel: bool [B]."""
+    return valid_pixels(batch["depth"]).flatten(1).any(dim=1)
+
+
+def label_weight(batch: Batch) -> Tensor | float:
+    """Return how often a mean over the labelled images of this part of a batch counts: 1, where the batch is whole.
+
+    A part counts by its share of the images (``training.micro_batches``), such a mean by its share of the labels.
+    """
+    return batch.get("label_weight", 1.0)
 
 
 def count_images(counts: Tensor) -> Tensor:

@@ -14,7 +14,16 @@ from torch.nn.parameter import Parameter
 
 from training.depth_losses import TASK_LOSSES, edge_aware_smoothness, edge_loss, l1_loss, low_pass
 from training.metrics import valid_pixels
-from training.task import Batch, Guest, Task, count_images, mean_over_images, model_inputs
+from training.task import (
+    Batch,
+    Guest,
+    Task,
+    count_images,
+    label_weight,
+    labelled_images,
+    mean_over_images,
+    model_inputs,
+)
 from training.teacher_cache import TeacherCache
 from utils_distillation_loss import (
     DisparityDistillationLoss,
@@ -53,11 +62,11 @@ class SupervisedDepthTask(Task):
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Any]:
         """Return the loss, its parts (unweighted), their counts, and the depth [B, 1, H, W] in metres."""
-        valid = valid_pixels(batch["depth"])
-        labelled = valid.flatten(1).any(dim=1)  # [B]
-        depth, terms = self.compare(batch, valid)
+        labelled = labelled_images(batch)  # [B]
+        depth, terms = self.compare(batch, valid_pixels(batch["depth"]))
         parts = {term: mean_over_images(value, labelled) for term, value in terms.items()}
         loss = torch.stack([weight * parts[term] for term, weight in self.weights_at(progress).items()]).sum()
+        loss = loss * label_weight(batch)
         counts = dict.fromkeys(parts, count_images(labelled))
         return {"loss": loss, "depth": depth, **parts, "counts": counts}
 
@@ -180,9 +189,8 @@ class DistillationTask(Task):
                 for level, value in self.features(heard, seen).items()
             }
         taught = self.in_scene(taught, batch)
-        valid = valid_pixels(batch["depth"])
-        labelled = valid.flatten(1).any(dim=1)  # [B]
-        measured = self.task_loss(depth, batch["depth"], valid)  # [B], 0 without a label
+        labelled = labelled_images(batch)  # [B]
+        measured = self.task_loss(depth, batch["depth"], valid_pixels(batch["depth"]))  # [B], 0 without a label
         parts = {
             "task": mean_over_images(measured, labelled),
             "labelled": mean_over_images(labelled.float()),
@@ -294,7 +302,7 @@ class AdaBinsDistillationTask(Task):
             own = self.loss.own_terms(taught, batch["depth"], valid)
             terms |= {f"teacher_{term}": value for term, value in own.items()}
             weights |= {f"teacher_{term}": self.loss.weights[term] for term in own} | {"teacher_task": 1.0}
-        labelled = valid.flatten(1).any(dim=1)  # [B]
+        labelled = labelled_images(batch)  # [B]
         alone = phase != "distill" or taught is None  # nothing but measured depth teaches: the labelled images count
         parts, counts, total = {}, {}, []
         number = count_images(labelled)
@@ -306,7 +314,7 @@ class AdaBinsDistillationTask(Task):
                 counts[term] = number
             # Over all images at once: of several processes, each may have another share of the labels.
             over_all = mean_over_images(torch.where(labelled, value, 0.0)) if measured and not untaught else parts[term]
-            total.append(weights[term] * over_all)
+            total.append(weights[term] * over_all * (label_weight(batch) if untaught else 1.0))
         answer = heard if heard is not None else taught
         assert answer is not None
         parts["labelled"] = mean_over_images(labelled.float())
@@ -400,9 +408,9 @@ class DisparityDistillationTask(Task):
         teacher: Any = getattr(self, f"teacher{number}")
         loss: Any = self.losses[number]
         disparity, features = self.student(*model_inputs(self.student, batch), return_features=True)
-        counted = torch.ones(len(disparity), dtype=torch.bool, device=disparity.device)
+        counted, weight = torch.ones(len(disparity), dtype=torch.bool, device=disparity.device), 1.0
         if isinstance(teacher, MeasuredDisparity):
-            counted = valid_pixels(batch["depth"]).flatten(1).any(dim=1)  # [B]
+            counted, weight = labelled_images(batch), label_weight(batch)  # [B]
             terms = loss(disparity, teacher(batch))
         elif self.cache is not None:
             terms = loss(disparity, self.cache.answer(batch["index"], lambda: self.ask(teacher, batch)[0]))
@@ -411,7 +419,7 @@ class DisparityDistillationTask(Task):
             local = (disparity, closer, batch["boxes"]) if closer.shape[1] else None
             terms = loss(disparity, taught, local=local, tokens=(features["t4"], seen))
         means = {term: mean_over_images(value, counted) for term, value in terms.items()}
-        total = torch.stack([loss.weights[term] * mean for term, mean in means.items()]).sum()
+        total = torch.stack([loss.weights[term] * mean for term, mean in means.items()]).sum() * weight
         # Every term in every step, since the log has a column for each; one that this teacher lacks counts no image.
         images = count_images(counted)
         parts = {term: means.get(term, torch.zeros_like(total)) for term in self.terms}
