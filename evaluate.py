@@ -131,7 +131,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {**rows, **report["baselines"]}
     scoring = first.table.scoring
     main_mask, *masks = scoring.masks
-    where = f"{first.data['name']} {args.split}"
+    held = first.data["holdout_location"]
+    where = (
+        f"{first.data['name']} {args.split}{f', {held} held out' if held else ''}, up to {first.data['max_depth']:g} m"
+    )
     how = ("" if scoring.protocol == "metric" else f", {scoring.protocol}") + ", Eigen crop" * scoring.eigen_crop
     tables = {mask: {name: row[mask] for name, row in rows.items()} for mask in masks}
     same = [mask for mask in masks if all(row.items() <= rows[name].items() for name, row in tables[mask].items())]
@@ -205,6 +208,12 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
         if candidates and dataset.ids != candidates[0].dataset.ids:
             raise OptionError(f"{path} does not see the samples of {args.checkpoint[0]}; score them one at a time")
+        caps = [data["max_depth"], *(candidate.data["max_depth"] for candidate in candidates[:1])]
+        if len(set(caps)) > 1:  # what is farther counts as that: one table would hold them against two truths
+            raise OptionError(
+                f"{path} was trained up to --max_depth {caps[0]:g} m and {args.checkpoint[0]} up to {caps[1]:g} m, at "
+                "which measured depth ends for each; score them one at a time"
+            )
         epoch = "" if checkpoint["epoch"] is None else f", epoch {checkpoint['epoch']}"
         label = f"{checkpoint['args']['experiment_name']}{epoch}"
         if label in [candidate.label for candidate in candidates]:
@@ -271,19 +280,22 @@ def data_options(args: argparse.Namespace, checkpoint: dict[str, Any], path: Pat
     """Return the arguments of ``create_dataset``: the checkpoint's preprocessing, on the data set that is asked for.
 
     Which pairs had labels, and which locations were held out, is taken from the checkpoint where the data set is the
-    one that it was trained on.
+    one that it was trained on, in whatever folder that lies now.
     """
     trained: dict[str, Any] = checkpoint["args"]
     data = dataset_options_of(checkpoint, path)
-    same = args.dataset in (None, trained["dataset"]) and (
-        args.dataset_dir is None or str(args.dataset_dir) == trained["dataset_dir"]
-    )
-    if same:
+    if args.dataset in (None, trained["dataset"]):
         data |= {key: trained[key] for key in ("label_fraction", "label_seed")}
+        data["dataset_dir"] = args.dataset_dir or data["dataset_dir"]
     else:
-        data |= {"name": args.dataset or data["name"], "dataset_dir": args.dataset_dir, "holdout_location": None}
+        data |= {"name": args.dataset, "dataset_dir": args.dataset_dir, "holdout_location": None}
     if args.holdout_location:
         data["holdout_location"] = args.holdout_location
+    elif data["holdout_location"] and args.dataset_dir is not None:
+        whole = create_dataset(**{**data, "holdout_location": None}, split=args.split, modalities={"depth"})
+        if not set(data["holdout_location"].split(",")) <= set(whole.known_locations()):
+            print(f"{whole.dataset_dir} has no {data['holdout_location']}, which the training held out")
+            data["holdout_location"] = None
     return data
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_another_data_set(trained, tmp_path, run_cli):
     assert "batvisionv2 test" in out
 
 
-def test_a_held_out_location(rooms, tmp_path, run_cli):
+def test_a_held_out_location(rooms, tmp_path, run_cli, monkeypatch):
     location = sorted(set(create_dataset("simulated", rooms, "test", image_size=32).locations))[0]
     flags = (
         "--dataset",
@@ -136,8 +137,33 @@ def test_a_held_out_location(rooms, tmp_path, run_cli):
         *SMALL,
     )
     train_rgb_depth.main([str(x) for x in (*flags, "--nb_epochs", 1, "--holdout_location", location)])
-    report, _ = report_of(run_cli, tmp_path, "--checkpoint", tmp_path / "checkpoints/e/last.pth", "--per_location")
+    checkpoint = tmp_path / "checkpoints/e/last.pth"
+    report, _ = report_of(run_cli, tmp_path, "--checkpoint", checkpoint, "--per_location")
     assert list(report["per_location"]) == [location]
+
+    moved = tmp_path / "elsewhere" / "rooms"
+    shutil.copytree(rooms, moved)
+    monkeypatch.chdir(moved.parent)
+    for folder in (moved, "rooms", f"{rooms}/."):  # however its folder is spelt, and wherever it lies now
+        again, out = report_of(run_cli, tmp_path, "--checkpoint", checkpoint, "--dataset_dir", folder)
+        assert again["data"]["holdout_location"] == location and again["rmse"] == report["rmse"]
+        assert f"simulated test, {location} held out, up to 12 m" in out
+    (moved / location).rename(moved / "Otherwise")
+    for table in moved.glob("Otherwise/*.csv"):
+        table.write_text(table.read_text().replace(location, "Otherwise"))
+    again, out = report_of(run_cli, tmp_path, "--checkpoint", checkpoint, "--dataset_dir", moved)
+    assert again["data"]["holdout_location"] is None and f"{moved} has no {location}" in out
+
+
+def test_networks_of_another_cap_do_not_stand_in_one_table(trained, rooms, tmp_path, run_cli):
+    flags = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, "--experiment_name", "near")
+    train_rgb_depth.main([str(x) for x in (*flags, *SMALL, "--nb_epochs", 1, "--max_depth", 4)])
+    near = tmp_path / "checkpoints/near/last.pth"
+    report, out = report_of(run_cli, tmp_path, "--checkpoint", near)
+    assert report["data"]["max_depth"] == 4 and "simulated test, up to 4 m" in out
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", trained, near)
+    assert code == 2 and errors.count("\n") == 1
+    assert "up to --max_depth 4 m" in errors and "up to 12 m" in errors
 
 
 def test_a_model_that_says_nan_is_reported_as_null(trained, tmp_path, run_cli):
