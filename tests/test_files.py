@@ -1,13 +1,15 @@
 """A file is whole or not there: training/files.py."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from training.files import locked, write_whole
+from training.files import claim, locked, write_whole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -83,3 +85,33 @@ def test_a_lock_is_waited_for_and_ends_with_its_process(tmp_path):
     holder.stdout.close()
     with locked(tmp_path / "lock", lambda: pytest.fail("nobody is there")):
         pass
+
+
+def test_a_claim_ends_with_its_process_though_its_workers_live_on(tmp_path):
+    code = "import os, sys, time; from pathlib import Path; from training.files import claim\n"
+    code += "file = claim(Path(sys.argv[1])); os.fork() or time.sleep(60); print('claimed', flush=True); time.sleep(60)"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE, cwd=REPOSITORY, start_new_session=True
+    )
+    try:
+        assert holder.stdout.readline() == b"claimed\n"
+        assert claim(tmp_path / "lock") is None
+        holder.kill()
+        holder.wait()
+        found = claim(tmp_path / "lock")
+        assert found is not None, "the child that was forked has no part in it"
+        found.close()
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
+
+
+def test_where_there_are_no_locks_everybody_gets_the_file(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("training.files.fcntl.lockf", no_locks)
+    files = [claim(tmp_path / "lock") for _ in range(2)]
+    assert None not in files
+    for file in files:
+        file.close()

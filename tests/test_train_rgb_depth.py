@@ -57,6 +57,7 @@ def unbroken(rooms, tmp_path_factory):
 def test_what_a_run_writes(unbroken):
     written = sorted(str(path.relative_to(unbroken)) for path in unbroken.rglob("*") if path.is_file())
     assert written == [
+        "checkpoints/e/.lock",
         "checkpoints/e/args.json",
         "checkpoints/e/best_model.pth",
         "checkpoints/e/checkpoint_0002.pth",
@@ -229,6 +230,27 @@ def test_init_from_takes_the_weights_and_starts_at_epoch_0(rooms, unbroken, tmp_
     start, end = weights(unbroken, "best_model.pth"), weights(tmp_path)
     assert all(torch.allclose(start[key], end[key]) for key in start if key.endswith("weight"))
     assert load_checkpoint(tmp_path / "checkpoints/e/last.pth")["epoch"] == 1
+
+
+def test_an_experiment_has_one_process_at_a_time(rooms, tmp_path, run_cli):
+    """Two would write their epochs over each other's."""
+    code = "import sys, time; from pathlib import Path; from training.files import claim\n"
+    code += "file = claim(Path(sys.argv[1])); print('claimed', flush=True); time.sleep(60)"
+    folder = tmp_path / "checkpoints/e"
+    folder.mkdir(parents=True)
+    other = subprocess.Popen([sys.executable, "-c", code, folder / ".lock"], stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert other.stdout.readline() == b"claimed\n"
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 1)
+    try:
+        code, _, errors = run_cli(train_rgb_depth.main, *begin)
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    assert code == 2 and errors.count("\n") == 1
+    assert f"{folder}: another process trains this experiment" in errors and "--experiment_name" in errors
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".lock"]
+    assert run_cli(train_rgb_depth.main, *begin)[0] == 0
 
 
 def test_an_experiment_is_never_overwritten_silently(rooms, tmp_path, run_cli):

@@ -7,10 +7,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from errors import CheckpointError, OptionError
 from training.checkpoint import load_checkpoint, require_entries, save_checkpoint
+from training.files import claim
 from training.options import plain_arguments
 
 # What a run writes, folder by folder: nothing else is ever moved or removed.
@@ -60,6 +61,7 @@ class Experiment:
         self.results = output_dir / "results" / name
         self.logs = output_dir / "logs" / name
         self._replaced: list[Path] = []  # folders of what --overwrite set aside
+        self._claim: TextIO | None = None
 
     def find_start(self, args: argparse.Namespace) -> Start:
         """Read what the run begins from; writes nothing.
@@ -123,10 +125,19 @@ class Experiment:
         ``--overwrite`` replaces is set aside too, until :meth:`remove_replaced`: the first epoch may yet meet a broken
         file.
 
+        From here to :meth:`end` this process alone writes to them.
+
         Raises:
-            OptionError: the folders cannot be written to.
+            OptionError: the folders cannot be written to, or another process trains this experiment.
         """
         try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._claim = claim(self.checkpoints / ".lock")
+            if self._claim is None:
+                raise OptionError(
+                    f"{self.checkpoints}: another process trains this experiment; wait for its end, or choose another "
+                    "--experiment_name"
+                )
             aside = self._set_aside(self.written()) if start.epoch == 0 else self._rewind(start)
             for folder in (self.checkpoints, self.results, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +149,11 @@ class Experiment:
         self._replaced = aside if args.overwrite else []
         until = " until an epoch is saved" if args.overwrite else ""
         return [f"earlier files were set aside in {aside[0].name}/ folders{until}"] if aside else []
+
+    def end(self) -> None:
+        """Let other processes begin."""
+        if self._claim is not None:
+            self._claim.close()
 
     def remove_replaced(self) -> None:
         """Remove what ``--overwrite`` replaces. Called when the first epoch is saved, and a loss is none any more."""

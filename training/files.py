@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from errors import OptionError
 
@@ -91,3 +91,26 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
             waiting()
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def claim(path: Path) -> TextIO | None:
+    """Return a file that no other process can claim until it is closed, or this process ends; None if one has it.
+
+    Worker processes do not inherit the claim, as they do that of :func:`locked`: of a run that is killed they live on
+    for some seconds. Where a file system knows no locks, everybody gets the file.
+
+    Args:
+        path: stands for what is claimed, made if it is not there; it stays.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    file = path.open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either
+        file.close()
+        return None
+    except OSError:  # no locks here
+        pass
+    return file

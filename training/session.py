@@ -226,6 +226,7 @@ def run_training(
         raise
     finally:
         log.close()
+        experiment.end()
 
 
 def conclude(
