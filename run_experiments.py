@@ -26,16 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from dataloaders import DATASETS, DEFAULT_DIRS, create_dataset
-from errors import OptionError, TrainingError, run_script
+from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
 from experiments.runs import Laboratory, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Examination
 from training import options
 
-# Beside the rooms themselves, under seeds of their own: where a teacher has all labels, and where nobody has one.
-OTHER_ROOMS = "SimulatedRoomsOther"
-MORE_ROOMS, MORE_TIMES = "SimulatedRoomsPairs", 3
+# Beside the rooms' folder, under its name and this, and seeds of their own: where a teacher has all labels, and where
+# nobody has one.
+OTHER_ROOMS = "Other"
+MORE_ROOMS, MORE_TIMES = "Pairs", 3
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = create_parser().parse_args(argv)
     if args.report is not None and not options.is_folder_name(args.report):
         raise OptionError(f"--report {args.report!r} must be the name of a folder, not a path")
+    args.seeds = list(dict.fromkeys(args.seeds))
     args.output_dir = (args.output_dir or Path("runs") / ("smoke" if args.suite == "smoke" else args.preset)).resolve()
     args.dataset_dir = Path(args.dataset_dir or DEFAULT_DIRS[args.dataset]).resolve()
     preset = SMOKE if args.suite == "smoke" else PRESETS[args.preset]
@@ -145,10 +147,9 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
     batch = int(preset.size[preset.size.index("--batch_size") + 1])
     other, pairs = args.other_dataset_dir, args.pairs_dataset_dir
     if args.dataset == "simulated" and args.suite == "labels":
-        if other is None:
-            other = simulate_like(args.dataset_dir, OTHER_ROOMS, 1, 1, args.dry_run)
-        if pairs is None:
-            pairs = simulate_like(args.dataset_dir, MORE_ROOMS, MORE_TIMES, 2, args.dry_run)
+        planned = args.dry_run or args.report_only
+        other = other or simulate_like(args.dataset_dir, OTHER_ROOMS, 1, 1, planned)
+        pairs = pairs or simulate_like(args.dataset_dir, MORE_ROOMS, MORE_TIMES, 2, planned)
     location, test = None, None
     if args.suite == "transfer":
         test = other_test(args)
@@ -162,19 +163,34 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
     return Setting(preset, max(1, len(train) // batch), data, more, location, test)
 
 
-def simulate_like(rooms: Path, name: str, times: int, seeds_on: int, dry_run: bool) -> Path:
+def simulate_like(rooms: Path, name: str, times: int, seeds_on: int, planned: bool) -> Path | None:
     """Simulate further rooms beside others, some times as many to train on and of the same size; return where they are.
 
-    The seed is the others' plus ``seeds_on``. Those that are there are not simulated again.
+    The seed is the others' plus ``seeds_on``. Those that are there are not simulated again. Rooms of another simulator
+    have nothing like them: None.
+
+    Args:
+        rooms: the folder of the others.
+        name: of the new ones, behind theirs.
+        times: how many times as many.
+        seeds_on: see above.
+        planned: say where they are to be, and simulate none.
+
+    Raises:
+        DataError: they cannot be simulated.
     """
-    settings = json.loads((rooms / "simulation.json").read_text(encoding="utf-8"))
-    folder = rooms.with_name(name)
+    try:
+        settings = json.loads((rooms / "simulation.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        print(f"{rooms} has no simulation.json: no further rooms are simulated like these; rows of such are left out")
+        return None
+    folder = rooms.with_name(rooms.name + name)
     command = ["simulate_rooms.py", "--output", f"{folder}", "--train", f"{times * settings['train']}"]
     command += ["--val", f"{settings['val']}", "--test", "0", "--image_size", f"{settings['image_size']}"]
     command += ["--seed", f"{settings['seed'] + seeds_on}"]
     print(f"python {shlex.join(command)}", flush=True)
-    if not dry_run:
-        subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=True)
+    if not planned and subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode:
+        raise DataError(f"further rooms could not be simulated in {folder} (see above); move away what is there")
     return folder
 
 

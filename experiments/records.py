@@ -45,16 +45,34 @@ class Record:
     made_by: dict[str, str]
 
 
-def read_results(folder: Path, command: str, minutes: float, made_by: dict[str, str]) -> Record:
-    """Read what a training and ``evaluate.py --json test.json --per_image test_images.csv`` left in a folder."""
-    with (folder / "test_images.csv").open(newline="", encoding="utf-8") as file:
+def read_results(
+    figures: Path, images: Path, epochs: int, command: str, minutes: float, made_by: dict[str, str]
+) -> Record:
+    """Read what a training, and the test of its best epoch, left in a folder.
+
+    Args:
+        figures: from ``evaluate.py --json``; beside it lies the training's ``metrics.csv``.
+        images: from ``evaluate.py --per_image``.
+        epochs: of the training.
+        command: see :class:`Record`, as of the others.
+        minutes: of the training; NaN where nobody wrote it down.
+        made_by: commit, versions and machine.
+
+    Raises:
+        DataError: ``metrics.csv`` is not that of these epochs.
+    """
+    with images.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    baseline = json.loads((folder / "test.json").read_text(encoding="utf-8"))["baselines"].get("mean_map")
+    baseline = json.loads(figures.read_text(encoding="utf-8"))["baselines"].get("mean_map")
+    curves = figures.with_name("metrics.csv")
+    curve = [shortened(row["val_rmse"]) for row in read_csv(curves) if "val_rmse" in row]
+    if len(curve) != epochs:
+        raise DataError(f"{curves} has {len(curve)} epochs with val_rmse, of {epochs}; train it anew (--overwrite)")
     return Record(
         command=command,
         minutes=None if math.isnan(minutes) else round(minutes, 2),
         mean_map=shortened(baseline["rmse"]) if baseline else None,
-        curve=[shortened(row["val_rmse"]) for row in read_csv(folder / "metrics.csv") if "val_rmse" in row],
+        curve=curve,
         images=[row["id"] for row in rows],
         scores={metric: [shortened(float(row[metric])) for row in rows] for metric in METRICS},
         made_by=made_by,

@@ -22,6 +22,7 @@ import matplotlib
 import numpy as np
 import torch
 
+from errors import DataError
 from experiments.records import METRICS, Record
 from experiments.runs import REPOSITORY, Run
 from experiments.statistics import Interval, change_interval, closed_interval, mean_interval
@@ -41,7 +42,8 @@ class Scores:
     Attributes:
         run: what was trained.
         seeds: those that ended.
-        errors: RMSE in metres [S, N] of N test images under S seeds.
+        images: names of the N test images.
+        errors: RMSE in metres [S, N] of these under S seeds.
         means: further metrics by name, mean over images and seeds.
         curves: of each seed, the validation RMSE in metres after each epoch.
         minutes: that each seed trained, without its teacher; NaN where nobody wrote it down.
@@ -49,6 +51,7 @@ class Scores:
 
     run: Run
     seeds: list[int]
+    images: list[str]
     errors: np.ndarray
     means: dict[str, float]
     curves: list[list[float]]
@@ -63,25 +66,32 @@ def gather_scores(run: Run, records: Mapping[int, Record]) -> Scores:
         records: by seed.
 
     Raises:
-        ValueError: the seeds were not tested on the same images.
+        DataError: the seeds were not tested on the same images.
     """
     first, *others = records.values()
     if any(record.images != first.images for record in others):
-        raise ValueError(f"{run.name}: its seeds were not tested on the same images")
+        raise DataError(f"{run.name}: its seeds were not tested on the same images; give another --output_dir")
     compared, *shown = ([record.scores[metric] for record in records.values()] for metric in METRICS)
     means = {metric: float(np.mean(values)) for metric, values in zip(METRICS[1:], shown, strict=True)}
     minutes = [math.nan if record.minutes is None else record.minutes for record in records.values()]
-    return Scores(run, list(records), np.array(compared), means, [record.curve for record in records.values()], minutes)
+    curves = [record.curve for record in records.values()]
+    return Scores(run, list(records), first.images, np.array(compared), means, curves, minutes)
 
 
 def shared(*rows: Scores | None) -> list[np.ndarray] | None:
-    """Return the errors of rows over the seeds that all of them have; None where there is no such seed, or no row."""
+    """Return the errors of rows over the seeds that all of them have; None where there is no such seed, or no row.
+
+    Raises:
+        DataError: the rows were not tested on the same images, so that no image has a pair.
+    """
     known = [row for row in rows if row is not None]
+    for row in known[1:]:
+        if row.images != known[0].images:
+            raise DataError(f"{row.run.name} and {known[0].run.name} were not tested on the same images")
     seeds = [seed for seed in known[0].seeds if all(seed in row.seeds for row in known)] if known else []
     if len(known) < len(rows) or not seeds:
         return None
-    errors = [row.errors[[row.seeds.index(seed) for seed in seeds]] for row in known]
-    return errors if len({table.shape for table in errors}) == 1 else None
+    return [row.errors[[row.seeds.index(seed) for seed in seeds]] for row in known]
 
 
 def change(row: Scores, control: Scores | None) -> Interval | None:

@@ -114,14 +114,16 @@ class Laboratory:
     def find_untrained(
         self, runs: Sequence[Run], seeds: Sequence[int], known: Container[tuple[str, int]] = ()
     ) -> dict[tuple[str, int], str]:
-        """Return of each (name, seed) that is not known nor trained to its end how far it is; train nothing."""
+        """Return of each (name, seed) that is not known nor trained to its end why it is not; train nothing."""
         wanted = [(run, seed) for run in runs for seed in seeds if (run.name, seed) not in known]
-        done = {(run, seed): self.epochs_done(run, seed) for run, seed in wanted}
-        return {
-            (run.name, seed): f"{epochs} of its {run.epochs} epochs are trained"
-            for (run, seed), epochs in done.items()
-            if epochs < run.epochs
-        }
+        untrained: dict[tuple[str, int], str] = {}
+        for run, seed in wanted:
+            done = self.epochs_done(run, seed)
+            if done and (why := self.not_of_this_command(run, seed)):
+                untrained[run.name, seed] = why
+            elif done < run.epochs:
+                untrained[run.name, seed] = f"{done} of its {run.epochs} epochs are trained"
+        return untrained
 
     def train_all(
         self,
@@ -136,7 +138,7 @@ class Laboratory:
             runs: the rows.
             seeds: of each.
             known: (name, seed) of those that need no training, nor a teacher.
-            then: is called with each run and seed at its end, but for a teacher that is no row.
+            then: is called with each run and seed at its end, but for a teacher that is no row, or is known.
 
         Returns:
             Of each (name, seed) that failed, why.
@@ -153,7 +155,7 @@ class Laboratory:
                 reason: str | None = f"its teacher, {run.teacher.name}, failed"
             else:
                 reason = self.train(run, seed)
-                if then and not reason and run in runs:
+                if then and not reason and run in wanted[seed]:
                     then(run, seed)
             if reason and self._stopped:
                 return  # it did not fail, it was told to end
@@ -203,14 +205,13 @@ class Laboratory:
         ``logs/<folder>.command``: what is there of another one, on other data for example, is not taken for it.
         """
         done = self.epochs_done(run, seed)
-        log = self.output_dir / "logs" / f"{run.folder(seed)}.txt"
-        kept = log.with_suffix(".command")
-        asked = shlex.join(self.command(run, seed)).replace(f"{self.output_dir}", ".")
-        if done and kept.is_file() and kept.read_text(encoding="utf-8") != asked:
-            return f"what is there was trained by another command ({kept}); give another --output_dir"
+        if done and (why := self.not_of_this_command(run, seed)):
+            return why
         if done >= run.epochs:
             return None
         command = self.command(run, seed, done)
+        kept, asked = self.kept_command(run, seed)
+        log = kept.with_suffix(".txt")
         log.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(kept) as file:
             file.write(asked.encode())
@@ -225,6 +226,18 @@ class Laboratory:
             self.say(f"{run.name}, seed {seed}: {seconds / 60:.1f} minutes")
             return None
         return f"exit code {ended.returncode}: {last_line(log.read_text(encoding='utf-8', errors='replace'))} ({log})"
+
+    def kept_command(self, run: Run, seed: int) -> tuple[Path, str]:
+        """Return the file that says what trained a run, and what it says of the one that is asked for."""
+        file = self.output_dir / "logs" / f"{run.folder(seed)}.command"
+        return file, shlex.join(self.command(run, seed)).replace(f"{self.output_dir}", ".")
+
+    def not_of_this_command(self, run: Run, seed: int) -> str | None:
+        """Return why what is there of a run is not what is asked for: another command trained it, or its teacher."""
+        kept, asked = self.kept_command(run, seed)
+        if kept.is_file() and kept.read_text(encoding="utf-8") != asked:
+            return f"what is there was trained by another command ({kept}); give another --output_dir"
+        return self.not_of_this_command(run.teacher, seed) if run.teacher else None
 
     def call(self, command: Sequence[str], log: TextIO | None = None) -> subprocess.CompletedProcess[str]:
         """Run a script of this toolkit on this job's share of the cores; what it prints goes to a log, or is returned.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from errors import DataError
 from experiments.records import Record, load, read_results, save, without_folders
 from experiments.report import Scores, gather_scores, versions
 from experiments.runs import Laboratory, Run, last_line
@@ -62,7 +64,11 @@ class Examination:
         if why := self.test(run, seed):
             return why
         minutes = self.laboratory.minutes(run, seed)
-        record = read_results(self.laboratory.results(run, seed), self.command(run, seed), minutes, self.made_by)
+        files = self.files(run, seed)
+        try:
+            record = read_results(*files, run.epochs, self.command(run, seed), minutes, self.made_by)
+        except DataError as error:
+            return f"{error}"
         if self.kept is not None:
             save(record, self.record(run, seed))
         return record
@@ -93,11 +99,10 @@ class Examination:
 
     def test(self, run: Run, seed: int) -> str | None:
         """Test the best epoch of a run, unless it is tested; return why that failed, if it did."""
-        best, folder = self.laboratory.best(run, seed), self.laboratory.results(run, seed)
-        images = folder / "test_images.csv"
-        if images.is_file() and images.stat().st_mtime >= best.stat().st_mtime:
+        best, (figures, images) = self.laboratory.best(run, seed), self.files(run, seed)
+        if all(file.is_file() and file.stat().st_mtime >= best.stat().st_mtime for file in (figures, images)):
             return None
-        command = [*self.evaluate(f"{best}"), "--json", f"{folder / 'test.json'}", "--per_image", f"{images}"]
+        command = [*self.evaluate(f"{best}"), *self.data(run), "--json", f"{figures}", "--per_image", f"{images}"]
         ended = self.laboratory.call(command)
         return None if ended.returncode == 0 else f"its test failed: {last_line(ended.stderr)}"
 
@@ -106,11 +111,27 @@ class Examination:
         command = ["evaluate.py", "--checkpoint", *files, "--num_workers", "0"]
         return [*command, "--output_dir", f"{self.laboratory.output_dir}", *self.suite.evaluate]
 
+    def data(self, run: Run) -> tuple[str, ...]:
+        """Return the flags of the data that a run is tested on where these are not its own: all rows share a test."""
+        return self.laboratory.data if run.data and not self.suite.evaluate else ()
+
+    def files(self, run: Run, seed: int) -> tuple[Path, Path]:
+        """Return the files of a run's figures and of each image's."""
+        folder, name = self.laboratory.results(run, seed), f"test{self.elsewhere}"
+        return folder / f"{name}.json", folder / f"{name}_images.csv"
+
+    @property
+    def elsewhere(self) -> str:
+        """What tells the files of this suite's tests from those of another suite that has the same trainings."""
+        words = without_folders(self.suite.evaluate, self.laboratory.output_dir).lower()
+        return "".join(f"_{word}" for word in re.findall(r"[a-z0-9.]+", words))
+
     def command(self, run: Run, seed: int) -> str:
         """Return what trains a run, and the flags of its test: what its record is of."""
-        return without_folders([*self.laboratory.command(run, seed), *self.suite.evaluate], self.laboratory.output_dir)
+        flags = (*self.suite.evaluate, *self.data(run))
+        return without_folders([*self.laboratory.command(run, seed), *flags], self.laboratory.output_dir)
 
     def record(self, run: Run, seed: int) -> Path:
         """Return the file of a record."""
         assert self.kept is not None
-        return self.kept / f"{run.folder(seed)}.json"
+        return self.kept / f"{run.folder(seed)}{self.elsewhere}.json"

@@ -5,6 +5,7 @@ import importlib
 import math
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ import numpy as np
 import pytest
 
 import run_experiments
-from experiments.records import without_folders
+from errors import DataError
+from experiments.records import read_results, without_folders
 from experiments.report import Scores, change, findings, table
 from experiments.runs import Laboratory, Run, with_teachers
 from experiments.statistics import change_interval, closed_interval, mean_interval, resample
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting
+from experiments.testing import Examination
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+IMAGES = [*"abcde"]
 SETTING = Setting(PRESETS["cpu"], 93, ("--dataset", "simulated", "--dataset_dir", "other"), "pairs", "Hall")
 
 
@@ -177,6 +181,10 @@ def test_each_is_handed_on_as_soon_as_it_is_trained(tmp_path, monkeypatch):
     laboratory = Laboratory(tmp_path, (), say=lambda _: None)
     laboratory.train_all(rows, [0], known={("c", 0)}, then=lambda run, seed: events.append(f"test {run.name}"))
     assert events == ["train eye", "train a", "test a", "train b"]
+    events.clear()
+    taught = [rows[0].teacher, rows[0]]
+    laboratory.train_all(taught, [0], known={("eye", 0)}, then=lambda run, seed: events.append(f"test {run.name}"))
+    assert events == ["train eye", "train a", "test a"], "the record of a teacher that is trained anew stays"
 
 
 def test_a_failed_script_is_reported_by_its_last_line(tmp_path):
@@ -237,7 +245,7 @@ def test_the_table_names_mean_interval_share_and_difference():
     errors = np.full((2, 5), 0.6)
     suite = SUITES["smoke"](Setting(SMOKE, 3))
     means = {"abs_rel": 0.1, "delta1": 0.9}
-    control, taught, _ = (Scores(row, [0, 1], errors, means, [[1.0], [1.0]]) for row in suite.rows)
+    control, taught, _ = (Scores(row, [0, 1], IMAGES, errors, means, [[1.0], [1.0]]) for row in suite.rows)
     taught.errors = 0.8 * errors
     taught.minutes = [3.0, math.nan]
     asked = dataclasses.replace(
@@ -245,7 +253,7 @@ def test_the_table_names_mean_interval_share_and_difference():
         rivals=[(taught.run.name, control.run.name), (taught.run.name, "not trained")],
         ways=[(control.run.name, taught.run.name, "half")],
     )
-    half = Scores(control.run, [0, 1], 0.5 * errors, means, [[1.0], [1.0]])
+    half = Scores(control.run, [0, 1], IMAGES, 0.5 * errors, means, [[1.0], [1.0]])
     said = findings(asked, {control.run.name: control, taught.run.name: taught, "half": half})
     assert said == [
         f"{taught.run.name}, against {control.run.name}: -20.0 % (95 %: -20.0 to -20.0 %)",
@@ -256,7 +264,9 @@ def test_the_table_names_mean_interval_share_and_difference():
     assert lines[3][-2:] == ["-20.0 %", "-20.0 to -20.0 %"]
     assert lines[0][7] == "minutes" and [line[7] for line in lines[2:4]] == ["", "3.0"]
     assert lines[4][1] == "failed" and len({len(line) for line in lines}) == 1
-    assert change(Scores(taught.run, [7], errors[:1], means, [[1.0]]), control) is None, "they have no seed in common"
+    assert change(Scores(taught.run, [7], IMAGES, errors[:1], means, [[1.0]]), control) is None, "no seed in common"
+    with pytest.raises(DataError, match="not tested on the same images"):
+        change(Scores(taught.run, [0, 1], [*"abcdf"], errors, means, [[1.0]]), control)
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +301,11 @@ def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms
         assert Laboratory(moved, data, SMOKE.size).train(run, 0) is None, "the folder's name is no part of it"
         elsewhere = Laboratory(moved, (*data[:-1], "other_rooms"), SMOKE.size).train(run, 0)
         assert elsewhere is not None and "another command" in elsewhere and "--output_dir" in elsewhere
+        taught = SUITES["smoke"](Setting(SMOKE, 3)).rows[1]
+        assert Laboratory(moved, data, SMOKE.size).find_untrained([run, taught], [0]) == {}
+        found = Laboratory(moved, (*data[:-1], "other_rooms"), SMOKE.size).find_untrained([run, taught], [0])
+        assert set(found) == {(run.name, 0), (taught.name, 0)}, "nor reported as if it were"
+        assert all("another command" in why for why in found.values())
     finally:
         moved.rename(smoke)
 
@@ -321,6 +336,52 @@ def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
     path.write_text("{}")
     code, _, err = run_cli(run_experiments.main, *common, "--output_dir", elsewhere)
     assert code == 2 and "no record of a test" in err and path.name in err
+
+
+def test_a_test_on_other_data_is_not_taken_for_that_of_another_suite(tmp_path):
+    laboratory = Laboratory(tmp_path, ("--dataset", "simulated", "--dataset_dir", "/data/rooms"))
+    here = Examination(laboratory, SUITES["budget"](SETTING), [0], tmp_path / "scores")
+    other_test = ("--dataset", "batvisionv1", "--dataset_dir", "/data/V1")
+    there = dataclasses.replace(here, suite=SUITES["transfer"](dataclasses.replace(SETTING, other_location=None,
+                                                                                   other_test=other_test)))  # fmt: skip
+    run = next(row for row in there.suite.rows if row in here.suite.rows)
+    assert {*here.files(run, 0)}.isdisjoint(there.files(run, 0))
+    assert here.record(run, 0) != there.record(run, 0)
+    assert there.record(run, 0).name.endswith("_dataset_batvisionv1_dataset_dir_v1.json")
+
+
+def test_an_eye_of_other_rooms_is_tested_where_all_are(tmp_path):
+    laboratory = Laboratory(tmp_path, ("--dataset", "simulated", "--dataset_dir", "/data/rooms"))
+    examination = Examination(laboratory, SUITES["labels"](SETTING), [0])
+    flags = {row.name: examination.data(row) for row in examination.suite.rows}
+    assert {name for name, given in flags.items() if given} == {"RGB, other rooms, 36 epochs"}
+    assert flags["RGB, other rooms, 36 epochs"] == laboratory.data
+
+
+def test_curves_that_two_runs_wrote_are_refused(smoke, tmp_path):
+    run = SUITES["smoke"](Setting(SMOKE, 3)).rows[0]
+    folder = tmp_path / "results"
+    shutil.copytree(smoke / "results" / run.folder(0), folder)
+    files = folder / "test.json", folder / "test_images.csv"
+    assert len(read_results(*files, 2, "", math.nan, {}).curve) == 2
+    head, first, second = (folder / "metrics.csv").read_text().splitlines()
+    (folder / "metrics.csv").write_text("\n".join([head, first, second, second, ""]))
+    with pytest.raises(DataError, match=r"metrics.csv has 3 epochs with val_rmse, of 2"):
+        read_results(*files, 2, "", math.nan, {})
+
+
+def test_further_rooms_are_simulated_beside_the_rooms_and_under_their_name(tmp_path, capsys):
+    rooms = tmp_path / "Rooms"
+    rooms.mkdir()
+    assert run_experiments.simulate_like(rooms, "Other", 1, 1, True) is None
+    assert "has no simulation.json" in capsys.readouterr().out
+    (rooms / "simulation.json").write_text('{"train": 3, "val": 1, "image_size": 32, "seed": 4}')
+    assert run_experiments.simulate_like(rooms, "Pairs", 2, 2, True) == tmp_path / "RoomsPairs"
+    assert "--train 6 --val 1 --test 0 --image_size 32 --seed 6" in capsys.readouterr().out
+    assert not (tmp_path / "RoomsPairs").exists()
+    (tmp_path / "RoomsPairs").write_text("not a folder")
+    with pytest.raises(DataError, match="RoomsPairs"):
+        run_experiments.simulate_like(rooms, "Pairs", 2, 2, False)
 
 
 def test_a_command_is_the_same_on_every_machine(tmp_path):
