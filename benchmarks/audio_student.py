@@ -9,7 +9,8 @@
 
 Each training is a command of this toolkit, printed before it runs; one that is done is not run again, one that was
 stopped goes on. Then one table: the RMSE of each on the split (per image over valid pixels, then the mean over images),
-beside the mean depth map. Simulate the rooms first: ``python simulate_rooms.py --output data/SimulatedRooms``.
+beside the mean depth map. The students hear spectrograms; those that hear both ears together are in docs/results.md.
+Simulate the rooms first: ``python simulate_rooms.py --output data/SimulatedRooms``.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from benchmarks import on_rooms
 from errors import run_script
 from experiments.runs import Run
 
+HEARS = ("--audio_format", "spectrogram")  # what these figures are of; students hear both ears together by default
 SIZE = ("--image_size", "64", "--batch_size", "16", "--augment", "--num_workers", "0")
-STUDENT = ("train_binaural_attention.py", "--base_channels", "16", "--attention_levels", "4", "5")
-TAUGHT = ("train_distillation.py", "--base_channels", "16", "--attention_levels", "4", "5")
-SMALL_TAUGHT = ("train_distillation.py", "--base_channels", "8", "--attention_levels", "4", "5")
+STUDENT = ("train_binaural_attention.py", "--base_channels", "16", "--attention_levels", "4", "5", *HEARS)
+TAUGHT = ("train_distillation.py", "--base_channels", "16", "--attention_levels", "4", "5", *HEARS)
+SMALL_TAUGHT = ("train_distillation.py", "--base_channels", "8", "--attention_levels", "4", "5", *HEARS)
 
 
 Rows = dict[str, Run]  # by what the table calls them
@@ -111,7 +113,7 @@ def adabins_teacher(base_channels: int, *flags: str) -> tuple[str, ...]:
 
 def adabins_student(base_channels: int, *flags: str) -> tuple[str, ...]:
     """Return the command that trains a student of bins."""
-    ears = ("--base_channels", f"{base_channels}", "--attention_levels", "4", "5")
+    ears = ("--base_channels", f"{base_channels}", "--attention_levels", "4", "5", *HEARS)
     return ("train_adabins_distillation.py", *ears, *flags)
 
 

@@ -128,7 +128,7 @@ def table(suite: Suite, scores: Mapping[str, Scores], reference: float) -> list[
         scores: by the name of a row; a row that failed has none.
         reference: RMSE in metres of the mean depth map.
     """
-    head = ["", "RMSE [m]", "95 %", "seeds", "of the mean map's", "ABS_REL", "d1", "minutes"]
+    head = ["", "RMSE [m]", "95 %", "seeds", "of the mean map's", "ABS_REL", "delta1", "minutes"]
     lines = [[*head, "against its control", "95 %"]]
     lines.append(["mean depth map", f"{reference:.3f}", "", "", "1.000", *[""] * 5])
     for run in suite.rows:
