@@ -58,7 +58,7 @@ def test_curves_are_those_that_there_are(drawn, tmp_path):
 def test_epochs_are_whole_numbers_in_a_report(monkeypatch):
     figures = []
     monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or b"")
-    scores = report.Scores(None, [0], None, {}, [[1.0, 0.9]])
+    scores = report.Scores(None, [0], ["a"], None, {}, [[1.0, 0.9]])
     report.draw_curves({"a": scores})
     figures[0].canvas.draw()
     axis = figures[0].axes[0]
