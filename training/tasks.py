@@ -408,7 +408,8 @@ class DisparityDistillationTask(Task):
         teacher: Any = getattr(self, f"teacher{number}")
         loss: Any = self.losses[number]
         disparity, features = self.student(*model_inputs(self.student, batch), return_features=True)
-        counted, weight = torch.ones(len(disparity), dtype=torch.bool, device=disparity.device), 1.0
+        counted = torch.ones(len(disparity), dtype=torch.bool, device=disparity.device)
+        weight: Tensor | float = 1.0
         if isinstance(teacher, MeasuredDisparity):
             counted, weight = labelled_images(batch), label_weight(batch)  # [B]
             terms = loss(disparity, teacher(batch))
