@@ -30,7 +30,7 @@ from training.baselines import fit_baselines
 from training.depth_losses import l1_loss
 from training.engine import create_fabric, seed_weights
 from training.files import write_json
-from training.metrics import valid_pixels
+from training.metrics import images_with, valid_pixels
 from training.run_log import RunLog
 from training.session import learning_rate_factor
 from training.task import Batch, Task, mean_over_images, model_inputs
@@ -53,7 +53,7 @@ class L1Task(Task):
         """Return the loss and the depth [B, 1, H, W] in metres."""
         depth = self.student(*model_inputs(self.student, batch))
         valid = valid_pixels(batch["depth"])
-        loss = mean_over_images(l1_loss(depth, batch["depth"], valid), valid.flatten(1).any(dim=1))
+        loss = mean_over_images(l1_loss(depth, batch["depth"], valid), images_with(valid))
         return {"loss": loss, "depth": depth}
 
 

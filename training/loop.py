@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from errors import TrainingError, UserError, from_worker
 from training.engine import seed_epoch
-from training.metrics import MetricTable, Scoring
+from training.metrics import MetricTable, Scoring, images_with, valid_pixels
 from training.micro_batches import MicroBatches
 from training.run_log import Row, RunLog
-from training.task import Batch, labelled_images, model_inputs
+from training.task import Batch, model_inputs
 
 NOT_A_NUMBER = (
     "epoch {}: the network answers the validation samples with what is not a number; the checkpoints are those from "
@@ -161,7 +161,7 @@ def train_epoch(
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0) + value * counts.get(key, 1)
                 weights[key] = weights.get(key, 0) + counts.get(key, 1)
-            blank += (~labelled_images(batch)).sum() if "depth" in batch else 0
+            blank += (~images_with(valid_pixels(batch["depth"]))).sum() if "depth" in batch else 0
             window.append({"step": step + 1, "epoch": epoch, "lr": scheduler.get_last_lr()[0], **parts})
             scheduler.step()
             if len(window) == READ_EVERY or (step + 1) % steps == 0:

@@ -42,6 +42,11 @@ def valid_pixels(target: Tensor, between: Range = MASKS["gt_0"]) -> Tensor:
     return (target > 0) & (target >= between[0]) & (target < between[1])
 
 
+def images_with(valid: Tensor) -> Tensor:
+    """Return which images have a pixel that counts, of bool [B, 1, H, W]: bool [B]."""
+    return valid.flatten(1).any(dim=1)
+
+
 def inside_eigen_crop(target: Tensor) -> Tensor:
     """Return the pixels [1, 1, H, W] (bool) of a map [B, 1, H, W] that lie in Eigen's crop.
 

@@ -11,7 +11,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from errors import TrainingError
-from training.task import Batch, count_images, labelled_images
+from training.metrics import images_with, valid_pixels
+from training.task import Batch, count_images
 
 
 class MicroBatches:
@@ -62,14 +63,14 @@ class MicroBatches:
     def _pass(self, task: nn.Module, batch: Batch, progress: float) -> dict[str, Any]:
         images = len(batch["id"])
         in_parts = self.size is not None and self.size < images
-        labels = count_images(labelled_images(batch)) if in_parts and "depth" in batch else None
+        labels = count_labels(batch) if in_parts and "depth" in batch else None
         sums: dict[str, Tensor] = {}
         weights: dict[str, Any] = {}
         counts: dict[str, Any] = {}
         for done, part in split_batch(batch, self.size or images):
             share = len(part["id"]) / images
             if labels is not None:
-                part["label_weight"] = count_images(labelled_images(part)) / labels.clamp(min=1) / share
+                part["label_weight"] = count_labels(part) / labels.clamp(min=1) / share
             syncs = done == images or self._fabric.world_size == 1
             with nullcontext() if syncs else self._fabric.no_backward_sync(task):  # type: ignore[arg-type]
                 losses = task(part, progress)
@@ -86,6 +87,11 @@ class MicroBatches:
             key: value / (weights[key].clamp(min=1) if key in counts else weights[key]) for key, value in sums.items()
         }
         return {**means, "counts": counts}
+
+
+def count_labels(batch: Batch) -> Tensor:
+    """Return how many images of all processes have a measured pixel: a float32 scalar."""
+    return count_images(images_with(valid_pixels(batch["depth"])))
 
 
 def split_batch(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from models.base import normalize_imagenet
-from training.metrics import valid_pixels
 
 Batch = dict[str, Any]  # tensors with B in front, and `id`, a list of names
 
@@ -153,11 +152,6 @@ def model_inputs(model: Any, batch: Batch) -> tuple[Tensor, ...]:
     """Return what ``model`` takes from a batch, in the order of its ``inputs``, normalised as it says."""
     return tuple(normalize_imagenet(batch[key]) if key == "rgb" and model.imagenet_normalize else batch[key]
                  for key in model.inputs)  # fmt: skip
-
-
-def labelled_images(batch: Batch) -> Tensor:
-    """Return which images of a batch have a measured pixel: bool [B]."""
-    return valid_pixels(batch["depth"]).flatten(1).any(dim=1)
 
 
 def label_weight(batch: Batch) -> Tensor | float:

@@ -13,17 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from training.depth_losses import TASK_LOSSES, edge_aware_smoothness, edge_loss, l1_loss, low_pass
-from training.metrics import valid_pixels
-from training.task import (
-    Batch,
-    Guest,
-    Task,
-    count_images,
-    label_weight,
-    labelled_images,
-    mean_over_images,
-    model_inputs,
-)
+from training.metrics import images_with, valid_pixels
+from training.task import Batch, Guest, Task, count_images, label_weight, mean_over_images, model_inputs
 from training.teacher_cache import TeacherCache
 from utils_distillation_loss import (
     DisparityDistillationLoss,
@@ -62,8 +53,9 @@ class SupervisedDepthTask(Task):
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Any]:
         """Return the loss, its parts (unweighted), their counts, and the depth [B, 1, H, W] in metres."""
-        labelled = labelled_images(batch)  # [B]
-        depth, terms = self.compare(batch, valid_pixels(batch["depth"]))
+        valid = valid_pixels(batch["depth"])
+        labelled = images_with(valid)  # [B]
+        depth, terms = self.compare(batch, valid)
         parts = {term: mean_over_images(value, labelled) for term, value in terms.items()}
         loss = torch.stack([weight * parts[term] for term, weight in self.weights_at(progress).items()]).sum()
         loss = loss * label_weight(batch)
@@ -189,8 +181,9 @@ class DistillationTask(Task):
                 for level, value in self.features(heard, seen).items()
             }
         taught = self.in_scene(taught, batch)
-        labelled = labelled_images(batch)  # [B]
-        measured = self.task_loss(depth, batch["depth"], valid_pixels(batch["depth"]))  # [B], 0 without a label
+        valid = valid_pixels(batch["depth"])
+        labelled = images_with(valid)  # [B]
+        measured = self.task_loss(depth, batch["depth"], valid)  # [B], 0 without a label
         parts = {
             "task": mean_over_images(measured, labelled),
             "labelled": mean_over_images(labelled.float()),
@@ -302,7 +295,7 @@ class AdaBinsDistillationTask(Task):
             own = self.loss.own_terms(taught, batch["depth"], valid)
             terms |= {f"teacher_{term}": value for term, value in own.items()}
             weights |= {f"teacher_{term}": self.loss.weights[term] for term in own} | {"teacher_task": 1.0}
-        labelled = labelled_images(batch)  # [B]
+        labelled = images_with(valid)  # [B]
         alone = phase != "distill" or taught is None  # nothing but measured depth teaches: the labelled images count
         parts, counts, total = {}, {}, []
         number = count_images(labelled)
@@ -411,7 +404,7 @@ class DisparityDistillationTask(Task):
         counted = torch.ones(len(disparity), dtype=torch.bool, device=disparity.device)
         weight: Tensor | float = 1.0
         if isinstance(teacher, MeasuredDisparity):
-            counted, weight = labelled_images(batch), label_weight(batch)  # [B]
+            counted, weight = images_with(valid_pixels(batch["depth"])), label_weight(batch)  # [B]
             terms = loss(disparity, teacher(batch))
         elif self.cache is not None:
             terms = loss(disparity, self.cache.answer(batch["index"], lambda: self.ask(teacher, batch)[0]))
