@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataloaders import DATASETS, DEFAULT_MAX_DEPTHS, DepthDataset, create_dataset, create_loader
+from dataloaders.base import location_names
 from dataloaders.transforms import size_pair
 from errors import CheckpointError, DataError, OptionError, from_worker, run_script
 from models import DepthModel
@@ -131,10 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {**rows, **report["baselines"]}
     scoring = first.table.scoring
     main_mask, *masks = scoring.masks
-    held = first.data["holdout_location"]
-    where = (
-        f"{first.data['name']} {args.split}{f', {held} held out' if held else ''}, up to {first.data['max_depth']:g} m"
-    )
+    held = f", {first.data['holdout_location']} held out" if first.data["holdout_location"] else ""
+    where = f"{first.data['name']} {args.split}{held}, up to {first.data['max_depth']:g} m"
     how = ("" if scoring.protocol == "metric" else f", {scoring.protocol}") + ", Eigen crop" * scoring.eigen_crop
     tables = {mask: {name: row[mask] for name, row in rows.items()} for mask in masks}
     same = [mask for mask in masks if all(row.items() <= rows[name].items() for name, row in tables[mask].items())]
@@ -208,11 +207,11 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
         if candidates and dataset.ids != candidates[0].dataset.ids:
             raise OptionError(f"{path} does not see the samples of {args.checkpoint[0]}; score them one at a time")
-        caps = [data["max_depth"], *(candidate.data["max_depth"] for candidate in candidates[:1])]
-        if len(set(caps)) > 1:  # what is farther counts as that: one table would hold them against two truths
+        cap = candidates[0].data["max_depth"] if candidates else data["max_depth"]
+        if data["max_depth"] != cap:  # what is farther counts as that: one table would hold them against two truths
             raise OptionError(
-                f"{path} was trained up to --max_depth {caps[0]:g} m and {args.checkpoint[0]} up to {caps[1]:g} m, at "
-                "which measured depth ends for each; score them one at a time"
+                f"{path} was trained up to --max_depth {data['max_depth']:g} m and {args.checkpoint[0]} up to {cap:g} "
+                "m, at which measured depth ends for each; score them one at a time"
             )
         epoch = "" if checkpoint["epoch"] is None else f", epoch {checkpoint['epoch']}"
         label = f"{checkpoint['args']['experiment_name']}{epoch}"
@@ -293,7 +292,7 @@ def data_options(args: argparse.Namespace, checkpoint: dict[str, Any], path: Pat
         data["holdout_location"] = args.holdout_location
     elif data["holdout_location"] and args.dataset_dir is not None:
         whole = create_dataset(**{**data, "holdout_location": None}, split=args.split, modalities={"depth"})
-        if not set(data["holdout_location"].split(",")) <= set(whole.known_locations()):
+        if not location_names(data["holdout_location"]) <= set(whole.known_locations()):
             print(f"{whole.dataset_dir} has no {data['holdout_location']}, which the training held out")
             data["holdout_location"] = None
     return data

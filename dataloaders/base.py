@@ -396,7 +396,7 @@ class DepthDataset(Dataset):
         known = self.known_locations()
         if not known:
             raise OptionError(f"--holdout_location: --dataset {self.name} names no locations; batvisionv2 does")
-        held = {name.strip() for name in holdout.split(",") if name.strip()}
+        held = location_names(holdout)
         if not held <= set(known):
             unknown = ", ".join(sorted(held - set(known))) or "(none named)"
             raise OptionError(f"--holdout_location: unknown {unknown}; {self.dataset_dir} has {', '.join(known)}")
@@ -484,3 +484,8 @@ def as_float32(values: np.ndarray) -> np.ndarray:
     """Return numbers of any type as float32; what that cannot hold is infinite, and judged as such."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
+
+
+def location_names(holdout: str) -> set[str]:
+    """Return the locations that a ``holdout_location`` names, with commas between them."""
+    return {name.strip() for name in holdout.split(",") if name.strip()}

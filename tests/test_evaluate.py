@@ -12,6 +12,7 @@ from make_data import truncate, write_batvision_v2, write_nyu_b
 import evaluate
 import train_rgb_depth
 from dataloaders import create_dataset, create_loader
+from dataloaders.base import location_names
 from models import create_model
 from models.depth_anything_files import to_layout
 from training.baselines import fit_baselines
@@ -144,6 +145,7 @@ def test_a_held_out_location(rooms, tmp_path, run_cli, monkeypatch):
     moved = tmp_path / "elsewhere" / "rooms"
     shutil.copytree(rooms, moved)
     monkeypatch.chdir(moved.parent)
+    assert location_names("Attic, Hall ,") == {"Attic", "Hall"}, "as the training read them"
     for folder in (moved, "rooms", f"{rooms}/."):  # however its folder is spelt, and wherever it lies now
         again, out = report_of(run_cli, tmp_path, "--checkpoint", checkpoint, "--dataset_dir", folder)
         assert again["data"]["holdout_location"] == location and again["rmse"] == report["rmse"]
