@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from training.tasks import AdaBinsDistillationTask
 from training.visualization import Column
 from utils_distillation_loss import (
     BIN_LOSSES,
+    RESPONSE_AT,
     TEMPERATURE,
     AdaptiveDistillationLoss,
     DistillationLoss,
@@ -41,6 +43,7 @@ STAGES = {
 # Flags that are None in the parser, so that one given in vain is refused; these are the defaults of the others.
 TEACHING: dict[str, Any] = {
     "lambda_response": 0.5,
+    "response_at": "unmeasured",
     "lambda_feature": 0.3,
     "lambda_bin": 0.2,
     "temperature": TEMPERATURE,
@@ -94,6 +97,11 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument("--lambda_task", type=options.non_negative_float, metavar="W", help="its weight (default: 1.0)")
     group.add_argument(
         "--lambda_response", type=options.non_negative_float, metavar="W", help="of the teacher's depth (default: 0.5)"
+    )
+    group.add_argument(
+        "--response_at",
+        choices=RESPONSE_AT,
+        help="its pixels: those without measured depth, or all (default: unmeasured)",
     )
     group.add_argument(
         "--lambda_feature", type=options.non_negative_float, metavar="W", help="of its features (default: 0.3)"
@@ -164,6 +172,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes.append(
             "warning: --init_from brings the ear alone, and its teacher begins anew; --teacher_checkpoint brings one"
         )
+    labelled = datasets["train"].labelled
+    if args.phase == "distill" and teacher is not None and not args.freeze_rgb and labelled.mean() < 0.5:
+        notes.append(
+            f"{labelled.sum()} of {len(labelled)} training pairs have depth: a teacher that has learnt from these before "
+            "(--phase teacher, then --freeze_rgb) teaches better than one that learns along"
+        )
     phases = dict(zip(PHASES, args.phase_epochs, strict=True)) if args.phase == "all" else None
     if teacher is None:
         phases = {"finetune": 1.0}
@@ -199,6 +213,8 @@ def check_options(args: argparse.Namespace) -> set[str]:
         for flag in ("bin_loss", "temperature"):
             if getattr(args, flag) is not None:
                 raise OptionError(f"--{flag} has no effect with --lambda_bin 0")
+    if args.lambda_response == 0 and args.response_at is not None:
+        raise OptionError("--response_at has no effect with --lambda_response 0")
     if args.lambda_feature == 0 and args.feature_levels is not None:
         raise OptionError("--feature_levels has no effect with --lambda_feature 0")
     if args.fixed_bins and args.lambda_chamfer > 0:
@@ -312,10 +328,13 @@ def create_teacher(args: argparse.Namespace, shared: dict[str, Any], notes: list
     if before.name not in ("adabins_rgb", "rgb_depth"):
         raise CheckpointError(f"--teacher_checkpoint {path}: holds a {before.name}; it takes adabins_rgb or rgb_depth")
     begins_anew = before.name == "rgb_depth" and not (args.freeze_rgb and args.phase != "all")
+    may_differ = {"max_depth"} if begins_anew else set()
+    if args.bin_loss != "widths" or args.lambda_bin == 0:
+        may_differ.add("n_bins")  # the other bin losses compare depths, not slots
     differing = [
         f"{key}={before.config[key]} (asked for: {value})"
         for key, value in shared.items()
-        if key in before.config and before.config[key] != value and not (begins_anew and key == "max_depth")
+        if key in before.config and before.config[key] != value and key not in may_differ
     ]
     if differing:
         raise CheckpointError(
@@ -338,7 +357,12 @@ def create_teacher(args: argparse.Namespace, shared: dict[str, Any], notes: list
 
 def create_loss(args: argparse.Namespace) -> DistillationLoss:
     """Return the terms that the flags ask for."""
-    kinds = {"temperature": args.temperature, "bin_loss": args.bin_loss, "task_loss": args.task_loss}
+    kinds = {
+        "temperature": args.temperature,
+        "bin_loss": args.bin_loss,
+        "task_loss": args.task_loss,
+        "response_at": args.response_at,
+    }
     kept = {"lambda_sparse": args.lambda_sparse, "lambda_chamfer": args.lambda_chamfer, "levels": args.feature_levels}
     if args.use_adaptive_loss:
         return AdaptiveDistillationLoss(**kept, **kinds)
@@ -365,11 +389,12 @@ def columns_with(
         if teacher is not None:
             panels.append(("RGB prediction", "depth", list(answers[1][0].float().cpu())))
         by_sense = {model.inputs[0]: answer for model, answer in zip(networks, answers, strict=True)}
-        none = answers[0][1]["edges"].flatten(1).float().cpu() * torch.nan  # [B, N + 1]
+        most = max(model.config.get("n_bins", 0) for model in networks) + 1
         edges, maps = [], [batch["depth"]]
         for sense in ("audio", "rgb"):
             depth, features = by_sense.get(sense, (torch.zeros_like(prediction), {}))
-            edges.append(features["edges"].flatten(1).float().cpu() if "edges" in features else none)
+            known = features["edges"].flatten(1).float().cpu() if "edges" in features else torch.empty(len(depth), 0)
+            edges.append(F.pad(known, (0, most - known.shape[1]), value=torch.nan))  # [B, N + 1], N of the finer one
             maps.append(depth.float().cpu())
         return [
             *panels,

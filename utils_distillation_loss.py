@@ -625,6 +625,7 @@ def _resize_to(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 BIN_LOSSES = ("widths", "shared_support", "wasserstein")
+RESPONSE_AT = ("unmeasured", "everywhere")
 Answer = tuple[Tensor, Mapping[str, Tensor]]  # depth [B, 1, H, W] in metres, and the features of models.adabins_...
 
 
@@ -632,7 +633,7 @@ class DistillationLoss(nn.Module):
     """What teaches an AdaBins student: five terms, one value per image, [B] each, and their weights.
 
     ``task``: ``task_loss`` between the student's depth and the measured one. ``response``: mean squared difference of
-    the two depths in square metres. ``feature``: the sum over ``levels`` of the mean cosine distance. ``bin``: as
+    the two depths in square metres, over the pixels that ``response_at`` names. ``feature``: the sum over ``levels`` of the mean cosine distance. ``bin``: as
     ``bin_loss`` says. ``sparse``: mean |residual| in metres. And, with a weight, ``chamfer``. The teacher's side is
     detached.
 
@@ -641,10 +642,12 @@ class DistillationLoss(nn.Module):
         temperature: of the bin loss.
         bin_loss: ``widths``, ``shared_support`` or ``wasserstein``.
         task_loss: a key of ``training.depth_losses.TASK_LOSSES``.
+        response_at: ``everywhere``, or where depth is ``unmeasured``: in images without a label and in the holes of
+            one. At a measured pixel the teacher's answer is the label, and the teacher's error with it.
         levels: whose features are compared.
 
     Raises:
-        OptionError: an unknown kind of loss.
+        OptionError: an unknown kind of loss, or place of the response.
     """
 
     def __init__(
@@ -659,12 +662,13 @@ class DistillationLoss(nn.Module):
         temperature: float = TEMPERATURE,
         bin_loss: str = "shared_support",
         task_loss: str = "l1",
+        response_at: str = "unmeasured",
         levels: Sequence[str] = ("d1", "d2", "d3"),
     ) -> None:
         super().__init__()
-        for kind, known in ((bin_loss, BIN_LOSSES), (task_loss, TASK_LOSSES)):
+        for kind, known in ((bin_loss, BIN_LOSSES), (task_loss, TASK_LOSSES), (response_at, RESPONSE_AT)):
             if kind not in known:
-                raise OptionError(f"there is no loss {kind!r}; known are {', '.join(known)}")
+                raise OptionError(f"there is no {kind!r}; known are {', '.join(known)}")
         self.weights = {
             "task": lambda_task,
             "response": lambda_response,
@@ -676,6 +680,7 @@ class DistillationLoss(nn.Module):
         self.temperature = temperature
         self.bin_loss = bin_loss
         self.task_loss = task_loss
+        self.response_at = response_at
         self.levels = tuple(dict.fromkeys(levels))
 
     def weights_at(self, progress: float) -> dict[str, float]:
@@ -696,7 +701,8 @@ class DistillationLoss(nn.Module):
             return terms
         (depth, heard), (taught, seen) = student, teacher
         levels = [feature_cosine_loss(heard[level], seen[level]) for level in self.levels]
-        terms["response"] = mse_loss(depth, taught.detach(), torch.ones_like(valid))
+        asked = ~valid if self.response_at == "unmeasured" else torch.ones_like(valid)
+        terms["response"] = mse_loss(depth, taught.detach(), asked)
         terms["feature"] = torch.stack(levels).sum(dim=0)
         return terms | {"bin": self.bin_term(heard, seen)} if "edges" in seen else terms
 

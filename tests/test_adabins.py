@@ -19,6 +19,7 @@ from models.adabins_distillation_model import (
 )
 from models.rgb_depth_model import create_rgb_depth_model
 from utils_distillation_loss import (
+    RESPONSE_AT,
     AdaptiveDistillationLoss,
     DistillationLoss,
     bin_width_loss,
@@ -312,6 +313,24 @@ def test_the_terms_of_two_equal_networks():
     assert torch.allclose(terms["sparse"], student[1]["residual"].abs().mean((1, 2, 3)))
 
 
+def test_the_teacher_answers_where_nobody_measured():
+    torch.manual_seed(0)
+    model = create_adabins_distillation_model(**SMALL).eval()
+    with torch.no_grad():
+        student, teacher = answers(model)
+    target = torch.ones(2, 1, 32, 32)
+    target[0, :, :, 16:] = 0  # half of the first image is a hole, the second is measured throughout
+    at = {
+        place: DistillationLoss(response_at=place)(student, teacher, target, target > 0)["response"]
+        for place in RESPONSE_AT
+    }
+    squared = (student[0] - teacher[0]).square()
+    assert at["unmeasured"].tolist() == pytest.approx([squared[0, :, :, 16:].mean().item(), 0.0])
+    assert torch.allclose(at["everywhere"], squared.mean((1, 2, 3)))
+    nothing = DistillationLoss()(student, teacher, target, torch.zeros_like(target, dtype=torch.bool))["response"]
+    assert torch.allclose(nothing, at["everywhere"])  # images without a label
+
+
 def test_without_an_eye_there_are_the_ears_own_terms():
     model = create_adabins_distillation_model(**SMALL).eval()
     student, _ = answers(model)
@@ -363,3 +382,5 @@ def test_an_unknown_loss_lists_the_known():
         DistillationLoss(bin_loss="kl")
     with pytest.raises(OptionError, match="silog"):
         DistillationLoss(task_loss="l2")
+    with pytest.raises(OptionError, match="everywhere"):
+        DistillationLoss(response_at="holes")

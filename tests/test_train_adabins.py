@@ -212,6 +212,17 @@ def test_a_teacher_that_goes_on_learning(rooms, eye, tmp_path):
     assert float(rows(tmp_path, "f")[0]["train_task"]) == 0 < float(rows(tmp_path, "f")[0]["train_response"])
 
 
+def test_with_few_labels_a_teacher_that_has_learnt_is_advised(rooms, eye, tmp_path):
+    advised = "a teacher that has learnt from these before"
+    for name, flags, expected in (
+        ("few", ("--label_fraction", 0.25), True),
+        ("all", (), False),
+        ("frozen", ("--label_fraction", 0.25, "--freeze_rgb", "--teacher_checkpoint", eye), False),
+    ):
+        main(arguments(rooms, tmp_path, "--experiment_name", name, "--nb_epochs", 1, *flags))
+        assert (advised in (tmp_path / f"logs/{name}/console.log").read_text()) is expected, name
+
+
 def test_the_rgb_teacher_may_teach_without_bins(rooms, tmp_path, run_cli):
     small = [str(x) for x in ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, *SMALL)]
     train_rgb_depth.main([*small, "--experiment_name", "unet", "--nb_epochs", "1"])
@@ -266,6 +277,7 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
         (("--fixed_bins", "--bin_loss", "widths"), "--bin_loss"),
         (("--fixed_bins", "--lambda_chamfer", 1), "--lambda_chamfer"),
         (("--lambda_feature", 0, "--feature_levels", "x1"), "--feature_levels"),
+        (("--lambda_response", 0, "--response_at", "everywhere"), "--response_at"),
         (("--feature_levels", "x6"), "x1 x2"),
         (("--phase_epochs", "1,2,3"), "--phase all"),
         (("--phase", "all", "--phase_epochs", "1,2,3", "--nb_epochs", 7), "--phase_epochs"),
@@ -275,6 +287,7 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
         (("--phase", "finetune", "--lambda_task", 0), "--lambda_task"),
         (("--phase", "teacher"), "--attention_levels"),
         (("--phase", "finetune", "--lambda_response", 1), "--lambda_response"),
+        (("--phase", "finetune", "--response_at", "everywhere"), "--response_at"),
         (("--phase", "finetune", "--teacher_checkpoint", "x.pth"), "--teacher_checkpoint"),
         (("--phase", "finetune", "--use_pretrained_rgb", "imagenet"), "--use_pretrained_rgb"),
         (("--phase", "finetune", "--freeze_rgb"), "--freeze_rgb"),
@@ -293,10 +306,14 @@ def test_flags_that_are_refused(flags, named, rooms, tmp_path, run_cli):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_teacher_of_other_bins_is_refused(rooms, eye, tmp_path, run_cli):
-    flags = ("--freeze_rgb", "--teacher_checkpoint", eye, "--n_bins", 9)
-    code, _, errors = run_cli(main, *arguments(rooms, tmp_path, *flags))
-    assert code == 2 and "n_bins=8 (asked for: 9)" in errors
+def test_a_teacher_of_other_bins_is_refused_where_bins_are_compared_slot_by_slot(rooms, eye, tmp_path, run_cli):
+    flags = ("--nb_epochs", 1, "--freeze_rgb", "--teacher_checkpoint", eye, "--n_bins", 12)
+    code, _, errors = run_cli(main, *arguments(rooms, tmp_path, *flags, "--bin_loss", "widths"))
+    assert code == 2 and "n_bins=8 (asked for: 12)" in errors
+    main(arguments(rooms, tmp_path, *flags, "--save_frequency", 1))
+    assert load_checkpoint(tmp_path / "checkpoints/e/best_model.pth")["model"]["config"]["n_bins"] == 12
+    assert float(rows(tmp_path)[0]["train_bin"]) > 0
+    assert (tmp_path / "results/e/epoch_0001_distill.png").stat().st_size > 10_000
 
 
 def test_the_defaults_of_the_documents():
@@ -306,5 +323,7 @@ def test_the_defaults_of_the_documents():
     assert {key: args[key] for key in expected} == expected
     taught = {"lambda_response": 0.5, "lambda_feature": 0.3, "lambda_bin": 0.2, "temperature": 4.0}
     assert {key: train_adabins_distillation.TEACHING[key] for key in taught} == taught
-    assert train_adabins_distillation.TEACHING["bin_loss"] == DistillationLoss().bin_loss
+    loss = DistillationLoss()
+    assert train_adabins_distillation.TEACHING["bin_loss"] == loss.bin_loss
+    assert train_adabins_distillation.TEACHING["response_at"] == loss.response_at == "unmeasured"
     assert train_adabins_distillation.NB_EPOCHS == 200

@@ -150,15 +150,16 @@ def _scale_ears(axis: Any, shape: Sequence[int], sound: Mapping[str, Any]) -> No
 
 
 def _draw_bins(axis: Any, edges: np.ndarray) -> None:
-    """Draw the edges of the bins of ear and eye [2, N + 1] as ticks, a row for each that is there."""
+    """Draw the edges of the bins of ear and eye [2, N + 1] as ticks, a row for each that is there; NaN is no edge."""
     there = [(row, name, color) for row, name, color in zip(edges, NAMES[1:], COLORS[1:], strict=True) if row[0] >= 0]
     for place, (row, name, color) in enumerate(there):
         axis.eventplot(row, lineoffsets=place, linelengths=0.7, linewidths=0.5, colors=color)
-        axis.text(0.02, place + 0.38, name, transform=axis.get_yaxis_transform(), fontsize=7)
+        said = f"{name}: {np.isfinite(row).sum() - 1} bins"
+        axis.text(0.02, place + 0.38, said, transform=axis.get_yaxis_transform(), fontsize=7)
     low, top = np.nanmin(edges), np.nanmax(edges)
     axis.set_xlim(low, top)
     axis.set_ylim(-0.6, len(there) - 0.2)
-    axis.set_xlabel(f"{edges.shape[1] - 1} bins from {low:.1f} to {top:.1f} m", fontsize=7)
+    axis.set_xlabel(f"{low:.1f} to {top:.1f} m", fontsize=7)
 
 
 def _draw_histogram(axis: Any, depths: np.ndarray, high: float) -> None:
