@@ -192,12 +192,27 @@ class Rows:
         command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *width, *self.labels(fraction))
         return Run(self.name(what or model.replace("_", " "), fraction), (*command, *flags), self.epochs)
 
-    def adabins(self, what: str, *flags: str, fraction: float = 1.0, n_bins: int | None = None) -> Run:
-        """The AdaBins student and its teacher, who learn together."""
+    def bins_teacher(self, fraction: float = 1.0) -> Run:
+        """An AdaBins network that sees, of the same rooms and labels, as wide as the student."""
+        width, bins = self.preset.student[:2], ("--n_bins", f"{self.preset.n_bins}")
+        command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *self.labels(fraction), *bins)
+        name = f"AdaBins RGB, {100 * fraction:g} % labels, {self.preset.epochs} epochs"
+        return Run(name, command, self.preset.epochs)
+
+    def adabins(
+        self,
+        what: str,
+        *flags: str,
+        fraction: float = 1.0,
+        n_bins: int | None = None,
+        teacher: Run | None = None,
+    ) -> Run:
+        """The AdaBins student under a teacher that has learnt, or, without one, under one that learns along."""
         bins = ("--n_bins", f"{n_bins or self.preset.n_bins}")
         student = (*self.preset.student, *self.preset.senses)
         command = ("train_adabins_distillation.py", *student, *self.labels(fraction), *bins, *flags)
-        return Run(self.name(what, fraction), command, self.epochs)
+        command = (*command, "--freeze_rgb") if teacher else command
+        return Run(self.name(what, fraction), command, self.epochs, teacher=teacher)
 
 
 def ladder(setting: Setting) -> Suite:
@@ -287,17 +302,24 @@ def ablation(setting: Setting) -> Suite:
             for levels in (("x1", "x2", "x3"), ("x4", "x5"), ("d4",))
         ),
     ]
+    eye = make.bins_teacher(few)
+
+    def under_eye(what: str, *flags: str, n_bins: int | None = None) -> Run:
+        return make.adabins(what, *flags, fraction=few, n_bins=n_bins, teacher=eye)
+
     bins_alone = make.adabins("AdaBins alone", "--phase", "finetune", fraction=few)
-    bins = make.adabins("AdaBins", fraction=few)
+    bins = under_eye("AdaBins, frozen teacher")
     bin_rows = [
         bins,
-        make.adabins("AdaBins, adaptive", "--use_adaptive_loss", fraction=few),
+        make.adabins("AdaBins, teacher learns along", fraction=few),
+        under_eye("AdaBins, response everywhere", "--response_at", "everywhere"),
+        under_eye("AdaBins, adaptive", "--use_adaptive_loss"),
         *(
-            make.adabins(f"AdaBins without {term}", f"--lambda_{term}", "0", fraction=few)
+            under_eye(f"AdaBins without {term}", f"--lambda_{term}", "0")
             for term in ("task", "response", "feature", "bin", "sparse")
         ),
-        *(make.adabins(f"AdaBins, temperature {t}", "--temperature", t, fraction=few) for t in ("1", "2", "8")),
-        *(make.adabins(f"AdaBins, {n} bins", fraction=few, n_bins=n) for n in (16, 256)),
+        *(under_eye(f"AdaBins, temperature {t}", "--temperature", t) for t in ("1", "8")),
+        *(under_eye(f"AdaBins, {n} bins", n_bins=n) for n in (16, 256)),
     ]
     alone = make.audio(few)
     audio_rows = [
