@@ -175,8 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     labelled = datasets["train"].labelled
     if args.phase == "distill" and teacher is not None and not args.freeze_rgb and labelled.mean() < 0.5:
         notes.append(
-            f"{labelled.sum()} of {len(labelled)} training pairs have depth: a teacher that has learnt from these before "
-            "(--phase teacher, then --freeze_rgb) teaches better than one that learns along"
+            f"{labelled.sum()} of {len(labelled)} training pairs have depth: a teacher that has learnt from these "
+            "before (--phase teacher, then --freeze_rgb) teaches better than one that learns along"
         )
     phases = dict(zip(PHASES, args.phase_epochs, strict=True)) if args.phase == "all" else None
     if teacher is None:

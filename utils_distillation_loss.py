@@ -633,9 +633,9 @@ class DistillationLoss(nn.Module):
     """What teaches an AdaBins student: five terms, one value per image, [B] each, and their weights.
 
     ``task``: ``task_loss`` between the student's depth and the measured one. ``response``: mean squared difference of
-    the two depths in square metres, over the pixels that ``response_at`` names. ``feature``: the sum over ``levels`` of the mean cosine distance. ``bin``: as
-    ``bin_loss`` says. ``sparse``: mean |residual| in metres. And, with a weight, ``chamfer``. The teacher's side is
-    detached.
+    the two depths in square metres, over the pixels that ``response_at`` names. ``feature``: the sum over ``levels`` of
+    the mean cosine distance. ``bin``: as ``bin_loss`` says. ``sparse``: mean |residual| in metres. And, with a weight,
+    ``chamfer``. The teacher's side is detached.
 
     Args:
         lambda_task, lambda_response, lambda_feature, lambda_bin, lambda_sparse, lambda_chamfer: weights.

@@ -213,7 +213,7 @@ def test_a_teacher_that_goes_on_learning(rooms, eye, tmp_path):
 
 
 def test_with_few_labels_a_teacher_that_has_learnt_is_advised(rooms, eye, tmp_path):
-    advised = "a teacher that has learnt from these before"
+    advised = "a teacher that has learnt from these "
     for name, flags, expected in (
         ("few", ("--label_fraction", 0.25), True),
         ("all", (), False),
