@@ -701,8 +701,9 @@ class DistillationLoss(nn.Module):
             return terms
         (depth, heard), (taught, seen) = student, teacher
         levels = [feature_cosine_loss(heard[level], seen[level]) for level in self.levels]
-        asked = ~valid if self.response_at == "unmeasured" else torch.ones_like(valid)
-        terms["response"] = mse_loss(depth, taught.detach(), asked)
+        squared = (depth.float() - taught.detach().float()).square()
+        # The mean over all pixels, not over those that count: a hole weighs what its pixels weigh elsewhere.
+        terms["response"] = (squared * ~valid if self.response_at == "unmeasured" else squared).mean(dim=(1, 2, 3))
         terms["feature"] = torch.stack(levels).sum(dim=0)
         return terms | {"bin": self.bin_term(heard, seen)} if "edges" in seen else terms
 
