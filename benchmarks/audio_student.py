@@ -117,15 +117,18 @@ def adabins_student(base_channels: int, *flags: str) -> tuple[str, ...]:
     return ("train_adabins_distillation.py", *ears, *flags)
 
 
+ASKED = ("--response_at", "everywhere")  # as the teacher was when the guide's tables were made
+
+
 def adabins() -> Rows:
     """All pairs have depth; the three ways to teach an AdaBins student, and those whom nobody teaches."""
     bins = ("--n_bins", "64")
     eye = Run("adabins teacher", adabins_teacher(16, *bins), 10)
     return {
         "teacher": eye,
-        "standard": Run("adabins standard", adabins_student(16, *bins), 10),
-        "adaptive": Run("adabins adaptive", adabins_student(16, "--use_adaptive_loss", *bins), 10),
-        "frozen": Run("adabins frozen", adabins_student(16, "--freeze_rgb", *bins), 10, teacher=eye),
+        "standard": Run("adabins standard", adabins_student(16, *ASKED, *bins), 10),
+        "adaptive": Run("adabins adaptive", adabins_student(16, "--use_adaptive_loss", *ASKED, *bins), 10),
+        "frozen": Run("adabins frozen", adabins_student(16, "--freeze_rgb", *ASKED, *bins), 10, teacher=eye),
         "measured depth alone": Run("adabins alone", adabins_student(16, "--phase", "finetune", *bins), 10),
         "unet_baseline": Run("adabins unet_baseline", UNET, 10),
     }
@@ -162,7 +165,7 @@ def bins() -> Rows:
     }.items():
         eye = Run(f"bins teacher {cut}", adabins_teacher(8, *flags, *FEW), 6)
         rows[f"teacher {cut}".strip()] = eye
-        taught = adabins_student(8, "--freeze_rgb", *flags, *FEW)
+        taught = adabins_student(8, "--freeze_rgb", *ASKED, *flags, *FEW)
         for name, choice in ({cut: (*ENCODER, *SHARED)} if cut else BINS).items():
             rows[name] = Run(f"bins {name}", (*taught, *choice), 6, teacher=eye)
     return rows
