@@ -163,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     student, teacher = create_networks(args, datasets["train"], sees, notes)
     if args.freeze_rgb and teacher is not None and teacher.name == "rgb_depth" and given & BIN_FLAGS:
         raise OptionError(f"--{min(given & BIN_FLAGS)} has no effect: {args.teacher_checkpoint} has no bins to teach")
-    if not datasets["train"].labelled.any() and not (args.freeze_rgb and args.teacher_checkpoint and teacher):
+    labelled = datasets["train"].labelled
+    if not labelled.any() and not (args.freeze_rgb and args.teacher_checkpoint and teacher):
         raise OptionError(
             "no training pair has depth, so that only a teacher that has learnt elsewhere can teach: --freeze_rgb with "
             "--teacher_checkpoint"
@@ -172,7 +173,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes.append(
             "warning: --init_from brings the ear alone, and its teacher begins anew; --teacher_checkpoint brings one"
         )
-    labelled = datasets["train"].labelled
     if args.phase == "distill" and teacher is not None and not args.freeze_rgb and labelled.mean() < 0.5:
         notes.append(
             f"{labelled.sum()} of {len(labelled)} training pairs have depth: a teacher that has learnt from these "

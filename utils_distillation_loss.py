@@ -633,9 +633,9 @@ class DistillationLoss(nn.Module):
     """What teaches an AdaBins student: five terms, one value per image, [B] each, and their weights.
 
     ``task``: ``task_loss`` between the student's depth and the measured one. ``response``: mean squared difference of
-    the two depths in square metres, over the pixels that ``response_at`` names. ``feature``: the sum over ``levels`` of
-    the mean cosine distance. ``bin``: as ``bin_loss`` says. ``sparse``: mean |residual| in metres. And, with a weight,
-    ``chamfer``. The teacher's side is detached.
+    the two depths in square metres, 0 at pixels that ``response_at`` leaves out. ``feature``: the sum over ``levels``
+    of the mean cosine distance. ``bin``: as ``bin_loss`` says. ``sparse``: mean |residual| in metres. And, with a
+    weight, ``chamfer``. The teacher's side is detached.
 
     Args:
         lambda_task, lambda_response, lambda_feature, lambda_bin, lambda_sparse, lambda_chamfer: weights.
@@ -701,9 +701,9 @@ class DistillationLoss(nn.Module):
             return terms
         (depth, heard), (taught, seen) = student, teacher
         levels = [feature_cosine_loss(heard[level], seen[level]) for level in self.levels]
-        squared = (depth.float() - taught.detach().float()).square()
-        # The mean over all pixels, not over those that count: a hole weighs what its pixels weigh elsewhere.
-        terms["response"] = (squared * ~valid if self.response_at == "unmeasured" else squared).mean(dim=(1, 2, 3))
+        asked = ~valid if self.response_at == "unmeasured" else torch.ones_like(valid)
+        share = asked.float().mean(dim=(1, 2, 3))  # a hole weighs what its pixels weigh, not as much as a whole image
+        terms["response"] = share * mse_loss(depth, taught.detach(), asked)
         terms["feature"] = torch.stack(levels).sum(dim=0)
         return terms | {"bin": self.bin_term(heard, seen)} if "edges" in seen else terms
 

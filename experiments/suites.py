@@ -147,14 +147,14 @@ class Rows:
         """Return the flags of a share of the labels: equally many steps, however many there are."""
         return ("--label_fraction", f"{fraction:g}", "--steps_per_epoch", f"{self.setting.steps}")
 
-    def name(self, what: str, fraction: float) -> str:
+    def name(self, what: str, fraction: float, epochs: int | None = None) -> str:
         """Return what is trained, on which share of the labels, and for how long."""
-        return f"{what}, {100 * fraction:g} % labels, {self.epochs} epochs"
+        return f"{what}, {100 * fraction:g} % labels, {epochs or self.epochs} epochs"
 
     def teacher(self, fraction: float = 1.0) -> Run:
         """A network that sees, of the same rooms and labels."""
         command = ("train_rgb_depth.py", *self.preset.teacher, *self.labels(fraction))
-        return Run(f"RGB, {100 * fraction:g} % labels, {self.preset.epochs} epochs", command, self.preset.epochs)
+        return Run(self.name("RGB", fraction, self.preset.epochs), command, self.preset.epochs)
 
     def other_teacher(self) -> Run | None:
         """A network that sees, of other rooms with all their labels."""
@@ -196,8 +196,7 @@ class Rows:
         """An AdaBins network that sees, of the same rooms and labels, as wide as the student."""
         width, bins = self.preset.student[:2], ("--n_bins", f"{self.preset.n_bins}")
         command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *self.labels(fraction), *bins)
-        name = f"AdaBins RGB, {100 * fraction:g} % labels, {self.preset.epochs} epochs"
-        return Run(name, command, self.preset.epochs)
+        return Run(self.name("AdaBins RGB", fraction, self.preset.epochs), command, self.preset.epochs)
 
     def adabins(
         self,
@@ -210,8 +209,8 @@ class Rows:
         """The AdaBins student under a teacher that has learnt, or, without one, under one that learns along."""
         bins = ("--n_bins", f"{n_bins or self.preset.n_bins}")
         student = (*self.preset.student, *self.preset.senses)
-        command = ("train_adabins_distillation.py", *student, *self.labels(fraction), *bins, *flags)
-        command = (*command, "--freeze_rgb") if teacher else command
+        frozen = ("--freeze_rgb",) if teacher else ()
+        command = ("train_adabins_distillation.py", *student, *self.labels(fraction), *bins, *flags, *frozen)
         return Run(self.name(what, fraction), command, self.epochs, teacher=teacher)
 
 
