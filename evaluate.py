@@ -93,7 +93,10 @@ def create_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("report")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     group.add_argument(
-        "--per_image", type=Path, metavar="FILE", help="write a CSV with the metrics of each image of the first one"
+        "--per_image",
+        type=Path,
+        metavar="FILE",
+        help="write a CSV with each image's mean measured depth and the first one's metrics",
     )
     group.add_argument("--per_location", action="store_true", help="a table by location")
     group.add_argument("--depth_bins", action="store_true", help="a table by the distance of the measured depth")
@@ -312,14 +315,13 @@ def fit_baselines_of(args: argparse.Namespace, data: dict[str, Any]) -> dict[str
 
 
 def write_per_image(path: Path, candidate: Candidate) -> None:
-    """Write one row per scored image, whole or not at all: its id, and its metrics under the first mask."""
-    metrics = candidate.table.scoring.metrics
-    columns = {metric: candidate.table.per_image(metric) for metric in metrics}
+    """Write one row per scored image, whole or not at all: its id, mean measured depth, and metrics (first mask)."""
+    columns = {name: candidate.table.per_image(name) for name in ("depth", *candidate.table.scoring.metrics)}
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["id", *metrics])
-    for index in columns[metrics[0]]:
-        writer.writerow([candidate.dataset.ids[index], *(columns[metric][index] for metric in metrics)])
+    writer.writerow(["id", *columns])
+    for index in columns["depth"]:
+        writer.writerow([candidate.dataset.ids[index], *(column[index] for column in columns.values())])
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(path) as file:
         file.write(text.getvalue().encode())

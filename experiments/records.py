@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from errors import DataError
+from experiments.settings import Settings, differences
 from training.files import write_whole
 from training.run_log import read_csv
 
@@ -31,7 +31,9 @@ class Record:
         minutes: that it trained, without its teacher; None where nobody wrote it down.
         mean_map: RMSE in metres of the mean depth map of its training's labels; None where there is none.
         curve: validation RMSE in metres after each epoch.
+        settings: of the training, the defaults behind its command too, after those of its teacher if it has one.
         images: names of the test images.
+        depths: mean measured depth in metres of each of them, which tells other data under the same names.
         scores: by metric, of each of them.
         made_by: commit, versions and machine.
     """
@@ -40,13 +42,26 @@ class Record:
     minutes: float | None
     mean_map: float | None
     curve: list[float]
+    settings: list[Settings]
     images: list[str]
+    depths: list[float]
     scores: dict[str, list[float]]
     made_by: dict[str, str]
 
+    @property
+    def tested(self) -> list[tuple[str, float]]:
+        """What it was tested on: equal for tests that can be compared."""
+        return list(zip(self.images, self.depths, strict=True))
+
 
 def read_results(
-    figures: Path, images: Path, epochs: int, command: str, minutes: float, made_by: dict[str, str]
+    figures: Path,
+    images: Path,
+    epochs: int,
+    command: str,
+    settings: list[Settings],
+    minutes: float,
+    made_by: dict[str, str],
 ) -> Record:
     """Read what a training, and the test of its best epoch, left in a folder.
 
@@ -55,14 +70,17 @@ def read_results(
         images: from ``evaluate.py --per_image``.
         epochs: of the training.
         command: see :class:`Record`, as of the others.
+        settings: likewise.
         minutes: of the training; NaN where nobody wrote it down.
         made_by: commit, versions and machine.
 
     Raises:
-        DataError: ``metrics.csv`` is not that of these epochs.
+        DataError: ``metrics.csv`` is not that of these epochs, or the test is of an older version.
     """
     with images.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    if not rows or "depth" not in rows[0]:
+        raise DataError(f"{images} does not say the measured depth of each image; delete it to test anew")
     baseline = json.loads(figures.read_text(encoding="utf-8"))["baselines"].get("mean_map")
     curves = figures.with_name("metrics.csv")
     curve = [shortened(row["val_rmse"]) for row in read_csv(curves) if "val_rmse" in row]
@@ -73,7 +91,9 @@ def read_results(
         minutes=None if math.isnan(minutes) else round(minutes, 2),
         mean_map=shortened(baseline["rmse"]) if baseline else None,
         curve=curve,
+        settings=settings,
         images=[row["id"] for row in rows],
+        depths=[shortened(float(row["depth"])) for row in rows],
         scores={metric: [shortened(float(row[metric])) for row in rows] for metric in METRICS},
         made_by=made_by,
     )
@@ -84,18 +104,6 @@ def shortened(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def without_folders(command: Sequence[str], output_dir: Path) -> str:
-    """Return a command in which a path is its name, or its place in ``output_dir``: the same on every machine."""
-
-    def place(word: str) -> str:
-        path = Path(word)
-        if not path.is_absolute():
-            return word
-        return f"./{path.relative_to(output_dir)}" if path.is_relative_to(output_dir) else path.name
-
-    return shlex.join(place(word) for word in command)
-
-
 def save(record: Record, path: Path) -> None:
     """Write a record, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,22 +111,33 @@ def save(record: Record, path: Path) -> None:
         file.write(json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n")
 
 
-def load(path: Path, command: str) -> Record | None:
-    """Read a record; None where there is none.
+def load(path: Path, command: str, settings: Sequence[Settings]) -> Record:
+    """Read a record.
+
+    Args:
+        path: its file.
+        command: what makes such a record today.
+        settings: of that command, likewise.
 
     Raises:
-        DataError: the file is broken, or of another command.
+        DataError: the file is broken, or of another command, or of other defaults behind it.
     """
-    if not path.is_file():
-        return None
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         record = Record(**{field.name: content[field.name] for field in fields(Record)})
-        counts = {len(record.images), *(len(record.scores[metric]) for metric in METRICS)}
-        if len(counts) > 1 or not all(isinstance(record.scores[metric][0], (int, float)) for metric in METRICS):
+        columns = [record.depths, *(record.scores[metric] for metric in METRICS)]
+        if any(len(column) != len(record.images) or not isinstance(column[0], (int, float)) for column in columns):
             raise ValueError("its scores are not of its images")
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        if not all(isinstance(of_one, dict) for of_one in record.settings):
+            raise ValueError("its settings are none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path} is no record of a test ({type(error).__name__}: {error}); delete it") from None
     if record.command != command:
         raise DataError(f"{path} was made by another command, {record.command!r}; give another --scores_dir")
+    for before, now in zip(record.settings, settings, strict=True):  # of one command there are equally many
+        if differing := differences(before, now):
+            raise DataError(
+                f"{path} was made under other defaults ({differing}); delete it to train it anew, or give another "
+                "--scores_dir"
+            )
     return record

@@ -42,7 +42,7 @@ class Scores:
     Attributes:
         run: what was trained.
         seeds: those that ended.
-        images: names of the N test images.
+        tested: names of the N test images, and the mean measured depth of each in metres.
         errors: RMSE in metres [S, N] of these under S seeds.
         means: further metrics by name, mean over images and seeds.
         curves: of each seed, the validation RMSE in metres after each epoch.
@@ -51,7 +51,7 @@ class Scores:
 
     run: Run
     seeds: list[int]
-    images: list[str]
+    tested: list[tuple[str, float]]
     errors: np.ndarray
     means: dict[str, float]
     curves: list[list[float]]
@@ -66,28 +66,28 @@ def gather_scores(run: Run, records: Mapping[int, Record]) -> Scores:
         records: by seed.
 
     Raises:
-        DataError: the seeds were not tested on the same images.
+        DataError: the seeds were not tested on the same images and depths.
     """
     first, *others = records.values()
-    if any(record.images != first.images for record in others):
-        raise DataError(f"{run.name}: its seeds were not tested on the same images; give another --output_dir")
+    if any(record.tested != first.tested for record in others):
+        raise DataError(f"{run.name}: its seeds were not tested on the same images and depths; test them anew")
     compared, *shown = ([record.scores[metric] for record in records.values()] for metric in METRICS)
     means = {metric: float(np.mean(values)) for metric, values in zip(METRICS[1:], shown, strict=True)}
     minutes = [math.nan if record.minutes is None else record.minutes for record in records.values()]
     curves = [record.curve for record in records.values()]
-    return Scores(run, list(records), first.images, np.array(compared), means, curves, minutes)
+    return Scores(run, list(records), first.tested, np.array(compared), means, curves, minutes)
 
 
 def shared(*rows: Scores | None) -> list[np.ndarray] | None:
     """Return the errors of rows over the seeds that all of them have; None where there is no such seed, or no row.
 
     Raises:
-        DataError: the rows were not tested on the same images, so that no image has a pair.
+        DataError: the rows were not tested on the same images and depths, so that no image has a pair.
     """
     known = [row for row in rows if row is not None]
     for row in known[1:]:
-        if row.images != known[0].images:
-            raise DataError(f"{row.run.name} and {known[0].run.name} were not tested on the same images")
+        if row.tested != known[0].tested:
+            raise DataError(f"{row.run.name} and {known[0].run.name} were not tested on the same images and depths")
     seeds = [seed for seed in known[0].seeds if all(seed in row.seeds for row in known)] if known else []
     if len(known) < len(rows) or not seeds:
         return None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from errors import PARENT, CheckpointError
+from experiments.settings import Settings, differences, settings_in, settings_of
 from training.checkpoint import load_checkpoint
 from training.files import write_whole
 from training.machine import count_cores
@@ -111,6 +112,14 @@ class Laboratory:
             command += [run.teacher_flag, f"{self.best(run.teacher, seed)}"]
         return [*command, "--resume" if done else "--overwrite"]
 
+    def settings(self, run: Run, seed: int) -> list[Settings]:
+        """Return the settings that a run has today, after those of its teacher."""
+        return [settings_of(self.command(needed, seed)) for needed in with_teachers([run])]
+
+    def trained_settings(self, run: Run, seed: int) -> list[Settings]:
+        """Return the settings under which a run was trained, after those of its teacher."""
+        return [settings_in(self.best(needed, seed).parent) or {} for needed in with_teachers([run])]
+
     def find_untrained(
         self, runs: Sequence[Run], seeds: Sequence[int], known: Container[tuple[str, int]] = ()
     ) -> dict[tuple[str, int], str]:
@@ -202,7 +211,8 @@ class Laboratory:
         """Train one seed of a run to its end, unless it is there; return why it failed, if it did.
 
         What it prints is kept in ``logs/<folder>.txt``, how long it took in ``logs/times.csv``, and the command in
-        ``logs/<folder>.command``: what is there of another one, on other data for example, is not taken for it.
+        ``logs/<folder>.command``: what is there of another one, on other data for example, is not taken for it, nor
+        what was trained under other defaults.
         """
         done = self.epochs_done(run, seed)
         if done and (why := self.not_of_this_command(run, seed)):
@@ -237,6 +247,9 @@ class Laboratory:
         kept, asked = self.kept_command(run, seed)
         if kept.is_file() and kept.read_text(encoding="utf-8") != asked:
             return f"what is there was trained by another command ({kept}); give another --output_dir"
+        before = settings_in(self.best(run, seed).parent)
+        if before and (differing := differences(before, settings_of(self.command(run, seed)))):
+            return f"what is there was trained under other defaults ({differing}); give another --output_dir"
         return self.not_of_this_command(run.teacher, seed) if run.teacher else None
 
     def call(self, command: Sequence[str], log: TextIO | None = None) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 from errors import DataError
-from experiments.records import Record, load, read_results, save, without_folders
+from experiments.records import Record, load, read_results, save
 from experiments.report import Scores, gather_scores, versions
 from experiments.runs import Laboratory, Run, last_line
+from experiments.settings import without_folders
 from experiments.suites import Suite
 
 Records = dict[tuple[str, int], Record]  # by the name of a row, and a seed
@@ -37,13 +39,16 @@ class Examination:
         """Return the records that are there.
 
         Raises:
-            DataError: one of them is broken, or of another command.
+            DataError: one of them is broken, or of another command, or of other defaults.
         """
         if self.kept is None:
             return {}
-        every = ((run, seed) for run in self.suite.rows for seed in self.seeds)
-        found = {(run.name, seed): load(self.record(run, seed), self.command(run, seed)) for run, seed in every}
-        return {key: record for key, record in found.items() if record is not None}
+        found: Records = {}
+        for run, seed in itertools.product(self.suite.rows, self.seeds):
+            file = self.record(run, seed)
+            if file.is_file():
+                found[run.name, seed] = load(file, self.command(run, seed), self.laboratory.settings(run, seed))
+        return found
 
     def test_all(self, failed: dict[tuple[str, int], str], known: Records) -> Records:
         """Test what has not failed and is not known; return all records. A test that fails is added to ``failed``."""
@@ -63,10 +68,10 @@ class Examination:
         """Test what is trained, unless it is tested, and keep the record; return it, or why the test failed."""
         if why := self.test(run, seed):
             return why
+        what = self.command(run, seed), self.laboratory.trained_settings(run, seed)
         minutes = self.laboratory.minutes(run, seed)
-        files = self.files(run, seed)
         try:
-            record = read_results(*files, run.epochs, self.command(run, seed), minutes, self.made_by)
+            record = read_results(*self.files(run, seed), run.epochs, *what, minutes, self.made_by)
         except DataError as error:
             return f"{error}"
         if self.kept is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import math
 import re
 import shlex
@@ -16,16 +17,18 @@ import numpy as np
 import pytest
 
 import run_experiments
+from dataloaders import create_dataset
 from errors import DataError
-from experiments.records import read_results, without_folders
+from experiments.records import read_results
 from experiments.report import Scores, change, findings, table
 from experiments.runs import Laboratory, Run, with_teachers
+from experiments.settings import differences, settings_in, settings_of, without_folders
 from experiments.statistics import change_interval, closed_interval, mean_interval, resample
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting
 from experiments.testing import Examination
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-IMAGES = [*"abcde"]
+TESTED = [(name, 2.0) for name in "abcde"]
 SETTING = Setting(PRESETS["cpu"], 93, ("--dataset", "simulated", "--dataset_dir", "other"), "pairs", "Hall")
 
 
@@ -245,7 +248,7 @@ def test_the_table_names_mean_interval_share_and_difference():
     errors = np.full((2, 5), 0.6)
     suite = SUITES["smoke"](Setting(SMOKE, 3))
     means = {"abs_rel": 0.1, "delta1": 0.9}
-    control, taught, _ = (Scores(row, [0, 1], IMAGES, errors, means, [[1.0], [1.0]]) for row in suite.rows)
+    control, taught, _ = (Scores(row, [0, 1], TESTED, errors, means, [[1.0], [1.0]]) for row in suite.rows)
     taught.errors = 0.8 * errors
     taught.minutes = [3.0, math.nan]
     asked = dataclasses.replace(
@@ -253,7 +256,7 @@ def test_the_table_names_mean_interval_share_and_difference():
         rivals=[(taught.run.name, control.run.name), (taught.run.name, "not trained")],
         ways=[(control.run.name, taught.run.name, "half")],
     )
-    half = Scores(control.run, [0, 1], IMAGES, 0.5 * errors, means, [[1.0], [1.0]])
+    half = Scores(control.run, [0, 1], TESTED, 0.5 * errors, means, [[1.0], [1.0]])
     said = findings(asked, {control.run.name: control, taught.run.name: taught, "half": half})
     assert said == [
         f"{taught.run.name}, against {control.run.name}: -20.0 % (95 %: -20.0 to -20.0 %)",
@@ -264,9 +267,10 @@ def test_the_table_names_mean_interval_share_and_difference():
     assert lines[3][-2:] == ["-20.0 %", "-20.0 to -20.0 %"]
     assert lines[0][7] == "minutes" and [line[7] for line in lines[2:4]] == ["", "3.0"]
     assert lines[4][1] == "failed" and len({len(line) for line in lines}) == 1
-    assert change(Scores(taught.run, [7], IMAGES, errors[:1], means, [[1.0]]), control) is None, "no seed in common"
-    with pytest.raises(DataError, match="not tested on the same images"):
-        change(Scores(taught.run, [0, 1], [*"abcdf"], errors, means, [[1.0]]), control)
+    assert change(Scores(taught.run, [7], TESTED, errors[:1], means, [[1.0]]), control) is None, "no seed in common"
+    for other in ([*TESTED[:-1], ("f", 2.0)], [*TESTED[:-1], ("e", 2.1)]):
+        with pytest.raises(DataError, match="not tested on the same images and depths"):
+            change(Scores(taught.run, [0, 1], other, errors, means, [[1.0]]), control)
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +314,34 @@ def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms
         moved.rename(smoke)
 
 
+def test_what_was_trained_under_other_defaults_is_not_taken_for_it(smoke, rooms):
+    laboratory = Laboratory(smoke, ("--dataset", "simulated", "--dataset_dir", f"{rooms}"), SMOKE.size)
+    for run in with_teachers(SUITES["smoke"](Setting(SMOKE, 3)).rows):
+        trained, today = laboratory.trained_settings(run, 0), laboratory.settings(run, 0)
+        assert len(trained) == len(today) == 1 + bool(run.teacher)
+        assert [differences(*pair) for pair in zip(trained, today, strict=True)] == [""] * len(today)
+    eye, taught = with_teachers(SUITES["smoke"](Setting(SMOKE, 3)).rows)[1:]
+    file = laboratory.best(eye, 0).with_name("args.json")
+    kept = file.read_text()
+    try:
+        file.write_text(json.dumps(json.loads(kept) | {"task_loss": "berhu"}))
+        why = laboratory.train(taught, 0)
+        assert why is not None and "other defaults (--task_loss was berhu, is l1)" in why and "--output_dir" in why
+    finally:
+        file.write_text(kept)
+
+
+def test_settings_are_flags_and_what_is_behind_those_that_are_not_given(tmp_path):
+    command = ["train_baseline.py", "--dataset", "simulated", "--output_dir", f"{tmp_path}", "--experiment_name", "e"]
+    unet, residual = (settings_of([*command, "--model", model]) for model in ("unet_baseline", "base_residual"))
+    assert [unet["batch_size"], residual["batch_size"]] == [128, 64], "the defaults are those of the model"
+    assert "lambda_base" in residual and "lambda_base" not in unet and "experiment_name" not in unet
+    assert differences(unet, unet | {"batch_size": 1, "seed": None, "new": 2}) == (
+        f"--batch_size was {unet['batch_size']}, is 1"
+    )
+    assert settings_in(tmp_path) is None
+
+
 def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
     kept = tmp_path / "scores"
     common = ("smoke", "--dataset_dir", rooms, "--seeds", 0, "--scores_dir", kept)
@@ -333,6 +365,15 @@ def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
     path.write_text(path.read_text().replace("--base_channels 4", "--base_channels 5"))
     code, _, err = run_cli(run_experiments.main, *common, "--output_dir", elsewhere)
     assert code == 2 and "another command" in err and "--scores_dir" in err
+    path.write_text(path.read_text().replace("--base_channels 5", "--base_channels 4"))
+    record = json.loads(path.read_text())
+    test = create_dataset("simulated", rooms, "test", image_size=32, modalities={"depth"})
+    depths = [depth[depth > 0].double().mean().item() for depth in (test[i]["depth"] for i in range(len(test)))]
+    assert record["images"] == test.ids and record["depths"] == pytest.approx(depths, rel=1e-4)
+    record["settings"][0]["weight_decay"] = 0.5
+    path.write_text(json.dumps(record))
+    code, _, err = run_cli(run_experiments.main, *common, "--output_dir", elsewhere)
+    assert code == 2 and "other defaults (--weight_decay was 0.5, is 0.01)" in err and "--scores_dir" in err
     path.write_text("{}")
     code, _, err = run_cli(run_experiments.main, *common, "--output_dir", elsewhere)
     assert code == 2 and "no record of a test" in err and path.name in err
@@ -363,11 +404,11 @@ def test_curves_that_two_runs_wrote_are_refused(smoke, tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(smoke / "results" / run.folder(0), folder)
     files = folder / "test.json", folder / "test_images.csv"
-    assert len(read_results(*files, 2, "", math.nan, {}).curve) == 2
+    assert len(read_results(*files, 2, "", [], math.nan, {}).curve) == 2
     head, first, second = (folder / "metrics.csv").read_text().splitlines()
     (folder / "metrics.csv").write_text("\n".join([head, first, second, second, ""]))
     with pytest.raises(DataError, match=r"metrics.csv has 3 epochs with val_rmse, of 2"):
-        read_results(*files, 2, "", math.nan, {})
+        read_results(*files, 2, "", [], math.nan, {})
 
 
 def test_further_rooms_are_simulated_beside_the_rooms_and_under_their_name(tmp_path, capsys):

@@ -47,6 +47,17 @@ def images_with(valid: Tensor) -> Tensor:
     return valid.flatten(1).any(dim=1)
 
 
+def mean_depth(target: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean depth of each image over its pixels that count, [B] float64 in metres; 0 where none does.
+
+    Args:
+        target: depth [B, 1, H, W] in metres.
+        valid: bool [B, 1, H, W].
+    """
+    total = torch.where(valid, target, 0.0).double().sum(dim=(1, 2, 3))  # [B]
+    return total / valid.sum(dim=(1, 2, 3)).clamp(min=1)
+
+
 def inside_eigen_crop(target: Tensor) -> Tensor:
     """Return the pixels [1, 1, H, W] (bool) of a map [B, 1, H, W] that lie in Eigen's crop.
 
@@ -190,7 +201,7 @@ class MetricTable:
         for between in self.masks.values():
             valid = self.scoring.valid(target, between)
             rows = image_metrics(depth, target, valid, self.scoring.clip[0], self.scoring.metrics)  # [B, M]
-            blocks.append(torch.cat([valid.flatten(1).any(dim=1, keepdim=True), rows], dim=1))  # [B, 1 + M]
+            blocks.append(torch.cat([mean_depth(target, valid)[:, None], rows], dim=1))  # [B, 1 + M]
         self._batches.append((indices, torch.stack(blocks, dim=1)))  # [B], [B, masks, 1 + M]
 
     def gather(self) -> MetricTable:
@@ -225,8 +236,12 @@ class MetricTable:
         return {**self.mean(first), **{mask: self.mean(mask) for mask in others}}
 
     def per_image(self, metric: str = "rmse") -> dict[int, float]:
-        """Return ``{split index: value}`` under the first mask for the images that have pixels that count."""
+        """Return ``{split index: value}`` under the first mask for the images that have pixels that count.
+
+        Beside the metrics there is ``depth``, their mean measured depth in metres.
+        """
         block = self._rows[:, 0]
         counts = block[:, 0] > 0
-        values = block[counts, 1 + self.scoring.metrics.index(metric)]
+        column = 0 if metric == "depth" else 1 + self.scoring.metrics.index(metric)
+        values = block[counts, column]
         return dict(zip(self._indices[counts].tolist(), values.tolist(), strict=True))
