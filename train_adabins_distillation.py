@@ -173,11 +173,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes.append(
             "warning: --init_from brings the ear alone, and its teacher begins anew; --teacher_checkpoint brings one"
         )
-    if args.phase == "distill" and teacher is not None and not args.freeze_rgb and labelled.mean() < 0.5:
-        notes.append(
-            f"{labelled.sum()} of {len(labelled)} training pairs have depth: a teacher that has learnt from these "
-            "before (--phase teacher, then --freeze_rgb) teaches better than one that learns along"
-        )
+    if teacher is not None and labelled.mean() < 0.5:
+        few = f"{labelled.sum()} of {len(labelled)} training pairs have depth: a teacher that has learnt from these"
+        if args.phase == "distill" and not args.freeze_rgb:
+            notes.append(f"{few} before (--phase teacher, then --freeze_rgb) teaches better than one that learns along")
+        elif args.phase == "all":
+            notes.append(f"{few} in a run of its own (--phase teacher, then --freeze_rgb) draws no others")
     phases = dict(zip(PHASES, args.phase_epochs, strict=True)) if args.phase == "all" else None
     if teacher is None:
         phases = {"finetune": 1.0}

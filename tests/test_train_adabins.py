@@ -218,8 +218,9 @@ def test_with_few_labels_a_teacher_that_has_learnt_is_advised(rooms, eye, tmp_pa
         ("few", ("--label_fraction", 0.25), True),
         ("all", (), False),
         ("frozen", ("--label_fraction", 0.25, "--freeze_rgb", "--teacher_checkpoint", eye), False),
+        ("phases", ("--label_fraction", 0.25, "--phase", "all", "--phase_epochs", "1,1,1"), True),
     ):
-        main(arguments(rooms, tmp_path, "--experiment_name", name, "--nb_epochs", 1, *flags))
+        main(arguments(rooms, tmp_path, "--experiment_name", name, "--nb_epochs", 3 if name == "phases" else 1, *flags))
         assert (advised in (tmp_path / f"logs/{name}/console.log").read_text()) is expected, name
 
 
