@@ -120,17 +120,18 @@ def _percent(found: Interval, form: str) -> str:
     return f"{value} % (95 %: {low} to {high} %)"
 
 
-def table(suite: Suite, scores: Mapping[str, Scores], reference: float) -> list[list[str]]:
+def table(suite: Suite, scores: Mapping[str, Scores], reference: float | None) -> list[list[str]]:
     """Return the suite's table as texts, its header first.
 
     Args:
         suite: the rows and their controls.
         scores: by the name of a row; a row that failed has none.
-        reference: RMSE in metres of the mean depth map.
+        reference: RMSE in metres of the mean depth map; None where no training pair has depth.
     """
     head = ["", "RMSE [m]", "95 %", "seeds", "of the mean map's", "ABS_REL", "delta1", "minutes"]
     lines = [[*head, "against its control", "95 %"]]
-    lines.append(["mean depth map", f"{reference:.3f}", "", "", "1.000", *[""] * 5])
+    if reference is not None:
+        lines.append(["mean depth map", f"{reference:.3f}", "", "", "1.000", *[""] * 5])
     for run in suite.rows:
         row = scores.get(run.name)
         if row is None:
@@ -139,7 +140,8 @@ def table(suite: Suite, scores: Mapping[str, Scores], reference: float) -> list[
         mean = mean_interval(row.errors)
         seeds = " ".join(f"{value:.3f}" for value in row.errors.mean(axis=1))
         cells = [run.name, f"{mean.value:.3f}", f"{mean.low:.3f} to {mean.high:.3f}", seeds]
-        cells += [f"{mean.value / reference:.3f}", *(f"{row.means[metric]:.3f}" for metric in METRICS[1:])]
+        share = f"{mean.value / reference:.3f}" if reference else ""  # it is 0 for one pair, tested on itself
+        cells += [share, *(f"{row.means[metric]:.3f}" for metric in METRICS[1:])]
         known = [minutes for minutes in row.minutes if not math.isnan(minutes)]
         cells.append(f"{statistics.median(known):.1f}" if known else "")
         found = change(row, scores.get(suite.control.get(run.name, "")))
@@ -170,7 +172,7 @@ def draw_curves(scores: Mapping[str, Scores]) -> bytes:
     return _png(figure)
 
 
-def draw_bars(suite: Suite, scores: Mapping[str, Scores], reference: float) -> bytes:
+def draw_bars(suite: Suite, scores: Mapping[str, Scores], reference: float | None) -> bytes:
     """Draw each row's RMSE with its interval, and each seed as a point: a PNG."""
     rows = [run.name for run in suite.rows if run.name in scores]
     figure, axis = plt.subplots(figsize=(9, 0.8 + 0.34 * len(rows)), layout="constrained")
@@ -181,10 +183,11 @@ def draw_bars(suite: Suite, scores: Mapping[str, Scores], reference: float) -> b
         axis.plot([mean.low, mean.high], [place, place], color="black")
         points = scores[name].errors.mean(axis=1)
         axis.plot(points, [place] * len(points), ".", color="black", markersize=4)
-    axis.axvline(reference, color="tab:red", linestyle="--", label="mean depth map")
+    if reference is not None:
+        axis.axvline(reference, color="tab:red", linestyle="--", label="mean depth map")
+        axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))  # no bar is under it
     axis.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=8)
     axis.set_xlabel("test RMSE [m], 95 % interval, seeds; controls in grey")
-    axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))  # no bar is under it
     return _png(figure)
 
 
@@ -237,7 +240,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     means = [record.mean_map for record in records if record.mean_map is not None]
-    reference = min(means, default=math.inf)  # the mean of the most labels is the best one
+    reference = min(means, default=None)  # the mean of the most labels is the best one
     pictures = {"bars.png": draw_bars(suite, scores, reference), "curves.png": draw_curves(scores)}
     if rooms is not None and rooms.is_file():
         pictures["rooms.png"] = rooms.read_bytes()

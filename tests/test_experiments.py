@@ -20,7 +20,7 @@ import run_experiments
 from dataloaders import create_dataset
 from errors import DataError
 from experiments.records import read_results
-from experiments.report import Scores, change, findings, table
+from experiments.report import Scores, change, draw_bars, findings, table
 from experiments.runs import Laboratory, Run, with_teachers
 from experiments.settings import differences, settings_in, settings_of, without_folders
 from experiments.statistics import change_interval, closed_interval, mean_interval, resample
@@ -267,6 +267,10 @@ def test_the_table_names_mean_interval_share_and_difference():
     assert lines[3][-2:] == ["-20.0 %", "-20.0 to -20.0 %"]
     assert lines[0][7] == "minutes" and [line[7] for line in lines[2:4]] == ["", "3.0"]
     assert lines[4][1] == "failed" and len({len(line) for line in lines}) == 1
+    for reference, rows in ((0.0, 5), (None, 4)):  # of one pair that is tested on itself; of no labels
+        lines = table(suite, {control.run.name: control, taught.run.name: taught}, reference)
+        assert len(lines) == rows and [line[4] for line in lines[-3:-1]] == ["", ""]
+        assert draw_bars(suite, {control.run.name: control}, reference).startswith(b"\x89PNG")
     assert change(Scores(taught.run, [7], TESTED, errors[:1], means, [[1.0]]), control) is None, "no seed in common"
     for other in ([*TESTED[:-1], ("f", 2.0)], [*TESTED[:-1], ("e", 2.1)]):
         with pytest.raises(DataError, match="not tested on the same images and depths"):
