@@ -256,9 +256,9 @@ def labels(setting: Setting) -> Suite:
         taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
         if other is not None:
             taught.append(make.taught(by_other, fraction=fraction, teacher=other))
-        if more and fraction in (0.1, 1.0):
+        if more and fraction == 0.1:
             taught.append(make.taught("depth distillation, more pairs", *more_pairs, fraction=fraction))
-        if more and other is not None and fraction in (0.0, 0.1):
+        if more and other is not None and fraction == 0:
             taught.append(make.taught(f"{by_other}, more pairs", *more_pairs, fraction=fraction, teacher=other))
         unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
         rows += [*([alone] if alone else []), *taught, *unet]
