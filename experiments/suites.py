@@ -20,7 +20,7 @@ class Preset:
         senses: what they hear.
         scale: how scenes change their size in their training, where nobody learns from pictures along with them.
         wide: those of one that is larger.
-        teacher: width and rate of the one that sees.
+        teacher: width and rate of the one that sees, and of the rivals whose own are not tuned.
         unet: width and rate of the U-Net baseline, chosen on the validation samples by the suite ``tune``.
         epochs: of a run, and of every teacher.
         short: of a run in the suites that hold many beside each other.
@@ -187,8 +187,12 @@ class Rows:
     def baseline(
         self, model: str, *flags: str, what: str = "", fraction: float = 1.0, width: tuple[str, ...] = ()
     ) -> Run:
-        """One of the systems that the student is compared with, under its budget."""
-        width = width or (self.preset.unet if model == "unet_baseline" else self.preset.student[:2])
+        """One of the systems that the student is compared with, under its budget.
+
+        The U-Net has the width and the rate that are tuned for it, the others those of the network that sees, and no
+        smoothness in their loss, as none of their rivals has.
+        """
+        width = width or (self.preset.unet if model == "unet_baseline" else (*self.preset.teacher, *PLAIN[:2]))
         command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *width, *self.labels(fraction))
         return Run(self.name(what or model.replace("_", " "), fraction), (*command, *flags), self.epochs)
 
@@ -225,19 +229,18 @@ def ladder(setting: Setting) -> Suite:
     bins_alone = make.adabins("AdaBins alone", "--phase", "finetune")
     bins = make.adabins("AdaBins distillation")
     unet = make.baseline("unet_baseline")
-    others = [
-        unet,
-        make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural"),
-        make.baseline("base_residual"),
-    ]
-    both = [make.baseline("multimodal_fusion"), make.teacher()]
+    hearing_alike = make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural")
+    others = [unet, hearing_alike, make.baseline("base_residual")]
+    fusion, eye = make.baseline("multimodal_fusion"), make.teacher()
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, bins_alone, bins, *others, *both],
+        [control, *students, bins_alone, bins, *others, fusion, eye],
         {row.name: control.name for row in (*students, bins_alone, *others)} | {bins.name: bins_alone.name},
         rivals=[
             *((student.name, unet.name) for student in (control, *students)),
             *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
+            (hearing_alike.name, unet.name),
+            (fusion.name, eye.name),
         ],
     )
 
@@ -256,18 +259,24 @@ def labels(setting: Setting) -> Suite:
         taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
         if other is not None:
             taught.append(make.taught(by_other, fraction=fraction, teacher=other))
+        with_more = []
         if more and fraction == 0.1:
-            taught.append(make.taught("depth distillation, more pairs", *more_pairs, fraction=fraction))
+            with_more = [make.taught("depth distillation, more pairs", *more_pairs, fraction=fraction)]
         if more and other is not None and fraction == 0:
-            taught.append(make.taught(f"{by_other}, more pairs", *more_pairs, fraction=fraction, teacher=other))
+            with_more = [make.taught(f"{by_other}, more pairs", *more_pairs, fraction=fraction, teacher=other)]
         unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
-        rows += [*([alone] if alone else []), *taught, *unet]
+        rows += [*([alone] if alone else []), *taught, *with_more, *unet]
         # an ear without a label is held against one that had them all
-        control |= {row.name: alone.name if alone else all_labels for row in (*taught, *unet)}
+        control |= {row.name: alone.name if alone else all_labels for row in (*taught, *with_more, *unet)}
+        rivals += [(row.name, taught[0].name) for row in with_more]  # whom the same eye taught, on fewer pairs
         rivals += [(row.name, unet[0].name) for row in taught if unet]
         if alone and fraction < 1:
-            ways += [(alone.name, row.name, all_labels) for row in taught]
+            ways += [(alone.name, row.name, all_labels) for row in (*taught, *with_more)]
+    hearing_alike = make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural")
+    rows.append(hearing_alike)
+    control[hearing_alike.name] = all_labels
     if other is not None:
+        rivals += [(rows[0].name, rival.name) for rival in (*unet, hearing_alike)]  # not one label against all of them
         rows.append(other)
     return Suite("How many labels the teaching replaces", rows, control, rivals=rivals, ways=ways)
 
@@ -328,8 +337,10 @@ def ablation(setting: Setting) -> Suite:
         make.audio(few, "audio alone, spectrograms", hears=("--audio_format", "spectrogram")),
         make.audio(few, "audio alone, wide", width=make.preset.wide),
     ]
+    one_size, spectrograms = audio_rows[2:4]
     control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
     control |= {row.name: alone.name for row in (*audio_rows, full, bins_alone)} | {bins.name: bins_alone.name}
+    control[spectrograms.name] = one_size.name  # which cannot be scaled either
     return Suite(
         "The ablation: each part of the teaching off in turn, a tenth of the labels",
         [alone, *audio_rows, *rows, bins_alone, *bin_rows],
@@ -385,6 +396,11 @@ def budget(setting: Setting) -> Suite:
         "The budget: the student alone beside the U-Net of as many epochs",
         [row for pair in pairs for row in pair],
         {student.name: unet.name for student, unet in pairs},
+        rivals=[
+            (longer.name, run.name)
+            for before, after in itertools.pairwise(pairs)
+            for run, longer in zip(before, after, strict=True)
+        ],
     )
 
 
