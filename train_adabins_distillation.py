@@ -57,7 +57,7 @@ CURRICULUM = ("lambda_task", "lambda_response", "lambda_feature", "lambda_bin") 
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser(__doc__)
-    options.add_data_options(parser, hears="interaural")
+    options.add_data_options(parser, hears="interaural", only_hears=True)
     group = parser.add_argument_group("networks")
     options.add_width_option(group, "of both networks", metavar="N")
     options.add_upsampling_option(group)
@@ -254,7 +254,8 @@ def check_phases(args: argparse.Namespace) -> None:
         args.phase_epochs = [quarter, args.nb_epochs - 2 * quarter, quarter]
     if args.phase in ("teacher", "finetune") and args.lambda_task == 0:
         raise OptionError(f"--lambda_task 0 leaves nothing to learn in --phase {args.phase}")
-    for flag in ("attention_levels", "compress_input", "audio_format", "resample") if args.phase == "teacher" else ():
+    heard = ("attention_levels", "compress_input", "audio_format", "augment_scale", "resample")
+    for flag in heard if args.phase == "teacher" else ():
         if getattr(args, flag) != create_parser().get_default(flag):
             raise OptionError(f"--{flag} has no effect in --phase teacher, in which nobody listens")
     if args.phase == "teacher" and args.export_student:

@@ -1,6 +1,7 @@
 """AdaBins distillation from end to end, phase by phase, on networks of a few pixels."""
 
 import csv
+import math
 import shutil
 
 import pytest
@@ -15,7 +16,7 @@ from models import create_model
 from training.checkpoint import load_checkpoint
 from training.task import Guest
 from training.tasks import AdaBinsDistillationTask
-from utils_distillation_loss import BIN_LOSSES, AdaptiveDistillationLoss, DistillationLoss
+from utils_distillation_loss import BIN_LOSSES, AdaptiveDistillationLoss, DistillationLoss, shared_support_loss
 
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--learning_rate", 0.003)
 BINS = ("--n_bins", 8, "--attention_levels", 5)
@@ -58,6 +59,28 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert out["counts"] == dict.fromkeys([key for key in weights if key in ("task", "chamfer") or "_" in key], 1)
     assert out["labelled"].item() == 0.5
     assert out["loss"].item() == pytest.approx(sum(w * out[key].item() for key, w in weights.items()), rel=1e-5)
+
+
+def test_a_teacher_answers_in_the_metres_of_a_scaled_scene_and_learns_in_those_of_its_picture():
+    student, teacher = networks()
+    batch = a_batch()
+    cap, scale = student.config["max_depth"], torch.tensor([0.5, 2.0])[:, None, None, None]
+    batch["depth"][:, :, 0, 0] = cap
+    for frozen in (False, True):
+        task = AdaBinsDistillationTask(
+            student, teacher, DistillationLoss(response_at="everywhere"), frozen=frozen
+        ).eval()
+        out = task(batch | {"scale": scale.flatten()}, 0.0)
+        (heard, bins), (seen, theirs) = (net(batch[key], return_features=True) for net, key in
+                                         ((student, "audio"), (teacher, "rgb")))  # fmt: skip
+        assert out["response"].item() == pytest.approx(((heard - scale * seen) ** 2).mean().item(), rel=1e-5)
+        moved = [bins["choice"], bins["centres"].flatten(1), theirs["choice"], (scale * theirs["centres"]).flatten(1)]
+        assert out["bin"].item() == pytest.approx(shared_support_loss(*moved, (1e-3, cap)).mean().item(), rel=1e-4)
+        assert torch.equal(out["depth"], heard)
+    out = AdaBinsDistillationTask(student, teacher, DistillationLoss()).eval()(batch | {"scale": scale.flatten()}, 0.0)
+    errors = (seen - batch["depth"] / scale).abs()
+    known = [errors[0].mean(), errors[1].flatten()[1:].mean()]  # what grew to the cap may have grown past it
+    assert out["teacher_task"].item() == pytest.approx((sum(known) / 2).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", BIN_LOSSES)
@@ -210,6 +233,16 @@ def test_a_teacher_that_goes_on_learning(rooms, eye, tmp_path):
     flags = ("--experiment_name", "f", "--nb_epochs", 1, "--freeze_rgb", "--label_fraction", 0, "--teacher_checkpoint")
     main(arguments(rooms, tmp_path, *flags, tmp_path / "checkpoints/e/teacher.pth"))
     assert float(rows(tmp_path, "f")[0]["train_task"]) == 0 < float(rows(tmp_path, "f")[0]["train_response"])
+
+
+def test_scenes_of_other_sizes(rooms, tmp_path, run_cli):
+    flags = ("--augment_scale", 0.2, "--nb_epochs", 1, "--label_fraction", 0.75)
+    for phase in ("distill", "finetune"):
+        main(arguments(rooms, tmp_path, *flags, "--phase", phase, "--experiment_name", phase))
+        assert math.isfinite(float(rows(tmp_path, phase)[0]["val_rmse"]))
+    flags += ("--phase", "teacher", "--attention_levels", 2, 3, 4, 5)
+    code, _, errors = run_cli(main, *arguments(rooms, tmp_path, *flags))
+    assert code == 2 and "--augment_scale has no effect in --phase teacher" in errors
 
 
 def test_with_few_labels_a_teacher_that_has_learnt_is_advised(rooms, eye, tmp_path):

@@ -230,6 +230,9 @@ class AdaBinsDistillationTask(Task):
     the student by measured depth alone, without a look at the picture. The schedule of the learning rate begins anew
     with each, and a curriculum runs over ``distill`` alone.
 
+    Of a scene that was scaled (``scale`` [B] in the batch) a teacher sees the same picture: its answer is scaled for
+    the student, and what it learns from is scaled back.
+
     Args:
         student: a network that takes ``audio`` and answers with bins (``models.adabins_distillation_model``).
         teacher: likewise of ``rgb``; None where there are no pictures, or where nobody looks at them.
@@ -285,14 +288,16 @@ class AdaBinsDistillationTask(Task):
         weights = self.loss.weights_at(1.0 if phase == "finetune" else share)
         looks = self.teacher is not None and phase != "finetune"
         learns = looks and (phase == "teacher" or not self.frozen)
-        taught = self.ask_teacher(batch, learns) if looks else None
+        seen = self.ask_teacher(batch, learns) if looks else None
+        taught = self.in_scene(seen, batch)
         heard = None if phase == "teacher" else self.student(*model_inputs(self.student, batch), return_features=True)
 
         terms: dict[str, Tensor] = {}
         if heard is not None:
             terms = self.loss(heard, taught, batch["depth"], valid)
-        if learns and taught is not None:
-            own = self.loss.own_terms(taught, batch["depth"], valid)
+        if learns and seen is not None:
+            depth = self.as_seen(batch)
+            own = self.loss.own_terms(seen, depth, valid_pixels(depth))
             terms |= {f"teacher_{term}": value for term, value in own.items()}
             weights |= {f"teacher_{term}": self.loss.weights[term] for term in own} | {"teacher_task": 1.0}
         labelled = images_with(valid)  # [B]
@@ -312,6 +317,28 @@ class AdaBinsDistillationTask(Task):
         assert answer is not None
         parts["labelled"] = mean_over_images(labelled.float())
         return {"loss": torch.stack(total).sum(), "depth": answer[0], **parts, "counts": counts}
+
+    def in_scene(self, seen: Any, batch: Batch) -> Any:
+        """Return a teacher's answer in the metres of scaled scenes: its depth, and the centres of its bins."""
+        if seen is None or "scale" not in batch:
+            return seen
+        depth, features = seen
+        scale = batch["scale"][:, None, None, None]
+        bins = {"centres": features["centres"] * scale} if "centres" in features else {}
+        return depth.float() * scale, {**features, **bins}
+
+    def as_seen(self, batch: Batch) -> Tensor:
+        """Return the measured depth [B, 1, H, W] of the scenes in the size that their pictures show.
+
+        What the scaling brought to the cap is not known any more: 0, as without a measurement.
+        """
+        depth: Tensor = batch["depth"]
+        if "scale" not in batch:
+            return depth
+        student: Any = self.student
+        scale = batch["scale"][:, None, None, None]
+        capped = (depth >= student.config["max_depth"]) & (scale > 1)
+        return torch.where(capped, 0.0, depth / scale)
 
     def ask_teacher(self, batch: Batch, learns: bool) -> Any:
         """Return the teacher's depth and features; without a gradient, and in eval mode, unless it learns."""
