@@ -25,7 +25,13 @@ from models import DepthModel
 from training import loop, options
 from training.alignment import PROTOCOLS
 from training.baselines import FixedPrediction, fit_baselines
-from training.checkpoint import dataset_options_of, load_model, published_preprocessing, require_entries
+from training.checkpoint import (
+    dataset_options_of,
+    load_model,
+    published_preprocessing,
+    require_entries,
+    require_folder,
+)
 from training.engine import create_fabric
 from training.files import write_json, write_whole, writing
 from training.metrics import DEPTH_BINS, EIGEN_CROP, EIGEN_FRAME, NYU_RANGE, MetricTable, Scoring, scoring_on
@@ -124,6 +130,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         loop.evaluate(fabric, candidate.model, candidate.loader, table=candidate.table, title=candidate.label)
 
     report: dict[str, Any] = first.table.means()
+    if not report["n_images"]:
+        raise DataError(
+            f"{first.dataset.dataset_dir}: not one of its {args.split} images has measured depth that counts"
+        )
     report["baselines"] = {}
     for name, baseline in fit_baselines_of(args, first.data).items():
         table = MetricTable(scoring=dataclasses.replace(first.table.scoring, output="metres"))
@@ -207,6 +217,8 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
             for side in size_pair(data["image_size"]):
                 model.check_image_size(side)
         scoring = choose_scoring(args, data, protocol, model.output)
+        if not (args.dataset_dir or candidates):
+            require_folder(data, path)
         dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
         if candidates and dataset.ids != candidates[0].dataset.ids:
             raise OptionError(f"{path} does not see the samples of {args.checkpoint[0]}; score them one at a time")
@@ -306,8 +318,8 @@ def fit_baselines_of(args: argparse.Namespace, data: dict[str, Any]) -> dict[str
     try:
         train = create_dataset(**{**data, "native_depth": False}, split="train", modalities={"depth"})
         loader = create_loader(train, args.batch_size, shuffle=False, num_workers=args.num_workers)
-        if train.labelled.any():
-            return fit_baselines(loader)
+        if baselines := fit_baselines(loader):
+            return baselines
         print("no baselines: no training pair has depth")
     except DataError as error:
         print(f"no baselines: {from_worker(error)}")

@@ -33,7 +33,14 @@ from models.blocks import EARS
 from models.onnx_file import OnnxNetwork
 from simulation.scenes import draw_sample
 from training import loop, options
-from training.checkpoint import dataset_options_of, license_of, load_model, preprocessing_of, require_entries
+from training.checkpoint import (
+    dataset_options_of,
+    license_of,
+    load_model,
+    preprocessing_of,
+    require_entries,
+    require_folder,
+)
 from training.metrics import MetricTable, Scoring, scoring_on
 from training.model_card import SUFFIX as CARD
 from training.model_card import model_card, write_card
@@ -281,6 +288,8 @@ def open_samples(args: argparse.Namespace, network: EndToEnd, checkpoint: dict[s
     data = dataset_options_of(checkpoint, args.checkpoint) | {"image_size": network.preprocessing["image_size"]}
     if args.dataset_dir:
         data["dataset_dir"] = args.dataset_dir
+    else:
+        require_folder(data, args.checkpoint)
     train = create_dataset(**data, split="train", modalities=model.inputs)
     validation = create_dataset(**data, split="val", modalities={*model.inputs, "depth"})
     validation.require_depth()

@@ -158,6 +158,8 @@ class DepthDataset(Dataset):
             self.rows = self._held_out(self.find_rows(), holdout_location)
         except OSError as error:
             raise DataError(f"{self.dataset_dir} cannot be read ({error}); check its permissions") from None
+        if not self.rows and holdout_location:
+            raise DataError(f"{self.dataset_dir}: with {holdout_location} held out, the {split} split is empty")
         if not self.rows:
             raise DataError(f"{self.dataset_dir}: the {split} split is empty; {self.where_to_get_it}")
         self.supplied = self._find_supplied()
@@ -268,11 +270,11 @@ class DepthDataset(Dataset):
         """Make sure that there is a depth to learn from. Reads maps in order until the first valid pixel, mostly one.
 
         Raises:
-            DataError: no row has a label, or no label has one valid pixel.
+            DataError: no row has a label, or no label has one valid pixel at the size of the samples.
         """
         for index in np.flatnonzero(self.labelled).tolist():
             with self._naming(index, "depth"):
-                if self._clean_depth(self.rows[index]).any():
+                if self._depth(index).any():
                     return
         raise DataError(
             f"{self.dataset_dir}: not one of the {len(self)} {self.split} pairs has a valid depth pixel "

@@ -285,8 +285,13 @@ def test_require_depth_wants_one_valid_pixel(tmp_path):
     dataset.require_depth()
     assert dataset.labelled.all() and not dataset[0]["depth"].any()
     np.save(root / "Attic/depth/depth_2.npy", hole)
-    with pytest.raises(DataError, match="not one of the 2 train pairs has a valid depth pixel"):
-        dataset.require_depth()
+    lost = hole.copy()
+    lost[1, 1] = 1000  # which the smaller map leaves out
+    for depth in (hole, lost):
+        np.save(root / "Attic/depth/depth_2.npy", depth)
+        assert not dataset[1]["depth"].any()
+        with pytest.raises(DataError, match="not one of the 2 train pairs has a valid depth pixel"):
+            dataset.require_depth()
 
 
 def test_require_depth_stops_at_the_first_valid_pixel(v2, monkeypatch):

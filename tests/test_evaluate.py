@@ -302,3 +302,43 @@ def test_a_bare_file_says_neither_data_nor_preprocessing(published, tmp_path, ru
     for path, named in ((published, "--dataset"), (tmp_path / "eye.safetensors", "rgb_depth alone")):
         code, _, errors = run_cli(evaluate.main, "--checkpoint", path, "--output_dir", tmp_path)
         assert code == 2 and named in errors and len(errors.splitlines()) == 1
+
+
+def test_data_that_moved_are_asked_for_and_not_simulated_anew(trained, rooms, tmp_path, run_cli):
+    checkpoint = load_checkpoint(trained)
+    checkpoint["args"]["dataset_dir"] = "moved/rooms"
+    save_checkpoint(checkpoint, tmp_path / "moved.pth")
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", tmp_path / "moved.pth", "--output_dir", tmp_path)
+    assert code == 2 and "moved/rooms, which is not here" in errors and "--dataset_dir" in errors
+    report, _ = report_of(run_cli, tmp_path, "--checkpoint", tmp_path / "moved.pth", "--dataset_dir", rooms)
+    assert report["n_images"] == 6
+
+
+@pytest.fixture
+def holes(rooms, tmp_path):
+    """Return a function that copies the rooms and empties the depth maps of a split, all or the first ones."""
+
+    def empty(split, count=None):
+        folder = tmp_path / f"no_{split}_depth"
+        shutil.copytree(rooms, folder)
+        data = create_dataset("simulated", folder, split, image_size=32, modalities={"depth"})
+        for row in data.rows[:count]:
+            path = row.files["depth"][0]
+            np.save(path, np.zeros_like(np.load(path)))
+        return folder
+
+    return empty
+
+
+def test_where_no_pixel_is_measured_there_are_no_scores_and_no_baselines(trained, holes, tmp_path, run_cli):
+    report, out = report_of(run_cli, tmp_path, "--checkpoint", trained, "--dataset_dir", holes("train"))
+    assert report["baselines"] == {} and "no baselines: no training pair has depth" in out
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", trained, "--dataset_dir", holes("test"))
+    assert code == 2 and "not one of the" in errors
+
+
+def test_a_validation_that_sees_no_measured_depth_ends_the_training(holes, tmp_path, run_cli):
+    flags = ("--dataset", "simulated", "--dataset_dir", holes("val", 2), "--output_dir", tmp_path, *SMALL)
+    flags += ("--nb_epochs", 1, "--batch_size", 2, "--limit_val_batches", 1)
+    code, _, errors = run_cli(train_rgb_depth.main, *flags)
+    assert code == 2 and "validation images has measured depth" in errors and "--limit_val_batches" in errors

@@ -28,7 +28,7 @@ def fit_baselines(loader: DataLoader) -> dict[str, FixedPrediction]:
     """Return the constant and the mean-depth-map predictors of a training set.
 
     Both are means over the valid pixels of its labelled pairs: over all of them, and pixel by pixel. A pixel that was
-    never measured takes the constant.
+    never measured takes the constant. Where no pixel was measured there is none: the dict is empty.
 
     Args:
         loader: yields ``depth`` [B, 1, S, S] in metres, 0 = invalid.
@@ -46,6 +46,8 @@ def fit_baselines(loader: DataLoader) -> dict[str, FixedPrediction]:
     except UserError as error:
         raise from_worker(error) from None
     sums, counts = torch.as_tensor(total), torch.as_tensor(count)  # [1, 1, S, S]
+    if counts.sum() == 0:
+        return {}
     constant = sums.sum() / counts.sum()
     mean_map = torch.where(counts > 0, sums / counts.clamp(min=1), constant)
     return {

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from dataloaders import DATASETS
 from dataloaders.transforms import audio_channels, size_pair
-from errors import CheckpointError, OptionError, UserError
+from errors import CheckpointError, DataError, OptionError, UserError
 from models import DepthModel, create_model
 from models.depth_anything import DepthAnything, restore_depth_anything
 from models.depth_anything_files import LICENSES, canonical_keys
@@ -237,6 +237,21 @@ def dataset_options_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]
     if "rgb_filter" in preprocessing:
         options["rgb_filter"] = preprocessing["rgb_filter"]
     return options
+
+
+def require_folder(data: dict[str, Any], path: Path) -> None:
+    """Make sure that the data of a checkpoint are still where they were: simulated rooms would be made anew, as others.
+
+    Args:
+        data: of :func:`dataset_options_of`; a folder that it does not name is the data set's own.
+        path: the checkpoint's file.
+
+    Raises:
+        DataError: they are not.
+    """
+    folder = data["dataset_dir"]
+    if folder is not None and not Path(folder).is_dir():
+        raise DataError(f"{path} was trained on {folder}, which is not here; say where it is (--dataset_dir)")
 
 
 def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:

@@ -215,7 +215,12 @@ def validate(
         if not any(parameter.requires_grad for parameter in network.parameters()):
             known[prefix] = columns
         metrics |= columns
-        if number == 0 and metrics[f"{prefix}_n_images"] and math.isnan(metrics[f"{prefix}_rmse"]):
+        if number == 0 and not metrics[f"{prefix}_n_images"]:
+            raise TrainingError(
+                f"epoch {epoch}: not one of the validation images has measured depth that counts; check the data, and "
+                "--limit_val_batches if it was given"
+            )
+        if number == 0 and math.isnan(metrics[f"{prefix}_rmse"]):
             raise TrainingError(NOT_A_NUMBER.format(epoch))
     return metrics
 
