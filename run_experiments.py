@@ -20,18 +20,22 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataloaders import DATASETS, DEFAULT_DIRS, create_dataset
+from dataloaders import DATASETS, DEFAULT_DIRS, SPLITS, create_dataset
+from dataloaders.simulated import DEFAULT_SIMULATION
 from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
 from experiments.runs import Laboratory, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Examination
+from simulation.rooms import KINDS
 from training import options
+from training.files import writing
 
 # Beside the rooms' folder, under its name and this, and seeds of their own: where a teacher has all labels, and where
 # nobody has one.
@@ -94,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = create_parser().parse_args(argv)
     if args.report is not None and not options.is_folder_name(args.report):
         raise OptionError(f"--report {args.report!r} must be the name of a folder, not a path")
+    refuse_idle(args)
     args.seeds = list(dict.fromkeys(args.seeds))
     args.output_dir = (args.output_dir or Path("runs") / ("smoke" if args.suite == "smoke" else args.preset)).resolve()
     args.dataset_dir = Path(args.dataset_dir or DEFAULT_DIRS[args.dataset]).resolve()
@@ -110,6 +115,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(commands))
         print(f"{len(commands)} trainings, {args.jobs} at a time; what is done is not done again", file=sys.stderr)
         return
+    for folder in filter(None, (args.output_dir / "logs", args.scores_dir)):  # not after the first training
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     examination = Examination(laboratory, suite, args.seeds, args.scores_dir)
     try:
         known = examination.known()
@@ -136,14 +146,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise TrainingError(f"{len(failed)} of the trainings {what}; the report names them and why")
 
 
+def refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse flags that would have no effect.
+
+    Raises:
+        OptionError: naming the flag.
+    """
+    of_suite = {
+        "labels": ("other_dataset_dir", "pairs_dataset_dir"),
+        "transfer": ("holdout_location", "transfer_to", "transfer_dir"),
+    }
+    for suite, flags in of_suite.items():
+        for flag in flags if suite != args.suite else ():
+            if getattr(args, flag) is not None:
+                raise OptionError(f"--{flag} has no effect in {args.suite}; it is of {suite}")
+    if args.holdout_location and (args.transfer_to or args.transfer_dir):
+        raise OptionError("--holdout_location and --transfer_to are two tests; give one of them")
+    if args.transfer_dir is not None and other_test(args) is None:
+        raise OptionError("--transfer_dir has no effect without --transfer_to, which says what it holds")
+
+
 def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
     """Return what the rows are made for, from what the data set has.
 
     Raises:
         OptionError: the data set has nothing to transfer to.
-        DataError: the data set is not there.
+        DataError: the data set is not there, or holds too little without the location that is held out.
     """
-    train = create_dataset(args.dataset, args.dataset_dir, "train", 32, modalities={"depth"})
+    unwritten = args.dry_run and args.dataset == "simulated" and not args.dataset_dir.exists()
+    if unwritten:  # the first training would have them simulated
+        pairs_there, locations = DEFAULT_SIMULATION["train"], sorted(KINDS)
+    else:
+        train = create_dataset(args.dataset, args.dataset_dir, "train", 32, modalities={"depth"})
+        pairs_there, locations = len(train), train.known_locations()
     batch = int(preset.size[preset.size.index("--batch_size") + 1])
     other, pairs = args.other_dataset_dir, args.pairs_dataset_dir
     if args.dataset == "simulated" and args.suite == "labels":
@@ -154,13 +189,14 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
     if args.suite == "transfer":
         test = other_test(args)
         if test is None:
-            names = train.known_locations()
-            if not names:
-                raise OptionError(f"--dataset {args.dataset} names no locations to hold out; give --transfer_to")
-            location = args.holdout_location or names[-1]
+            location = args.holdout_location or last_location(args, locations, unwritten)
+            for split in () if unwritten else SPLITS:  # were one of them empty, all trainings would be in vain
+                create_dataset(
+                    args.dataset, args.dataset_dir, split, 32, modalities={"depth"}, holdout_location=location
+                )
     data = ("--dataset", args.dataset, "--dataset_dir", f"{other.resolve()}") if other else None
     more = f"{pairs.resolve()}" if pairs else None
-    return Setting(preset, max(1, len(train) // batch), data, more, location, test)
+    return Setting(preset, max(1, pairs_there // batch), data, more, location, test)
 
 
 def simulate_like(rooms: Path, name: str, times: int, seeds_on: int, planned: bool) -> Path | None:
@@ -180,7 +216,8 @@ def simulate_like(rooms: Path, name: str, times: int, seeds_on: int, planned: bo
         DataError: they cannot be simulated.
     """
     try:
-        settings = json.loads((rooms / "simulation.json").read_text(encoding="utf-8"))
+        told = (rooms / "simulation.json").read_text(encoding="utf-8") if rooms.exists() or not planned else None
+        settings = DEFAULT_SIMULATION if told is None else json.loads(told)
     except FileNotFoundError:
         print(f"{rooms} has no simulation.json: no further rooms are simulated like these; rows of such are left out")
         return None
@@ -192,6 +229,20 @@ def simulate_like(rooms: Path, name: str, times: int, seeds_on: int, planned: bo
     if not planned and subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode:
         raise DataError(f"further rooms could not be simulated in {folder} (see above); move away what is there")
     return folder
+
+
+def last_location(args: argparse.Namespace, locations: Sequence[str], unwritten: bool) -> str:
+    """Return the last of a data set's locations that has test samples; all of rooms that are not simulated yet.
+
+    Raises:
+        OptionError: there is none.
+    """
+    tested = {*locations}
+    if locations and not unwritten:
+        tested &= {*create_dataset(args.dataset, args.dataset_dir, "test", 32, modalities={"depth"}).locations}
+    if not tested:
+        raise OptionError(f"--dataset {args.dataset} names no locations to hold out; give --transfer_to")
+    return max(tested)
 
 
 def other_test(args: argparse.Namespace) -> tuple[str, ...] | None:

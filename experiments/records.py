@@ -15,7 +15,7 @@ from typing import Any
 
 from errors import DataError
 from experiments.settings import Settings, differences
-from training.files import write_whole
+from training.files import write_whole, writing
 from training.run_log import read_csv
 
 METRICS = ("rmse", "abs_rel", "delta1")  # of each image; the first is the one that suites compare
@@ -30,7 +30,7 @@ class Record:
         command: what trained and tested it, without the folders of a machine.
         minutes: that it trained, without its teacher; None where nobody wrote it down.
         mean_map: RMSE in metres of the mean depth map of its training's labels; None where there is none.
-        curve: validation RMSE in metres after each epoch.
+        curve: validation RMSE in metres after each epoch; empty where no validation sample has measured depth.
         settings: of the training, the defaults behind its command too, after those of its teacher if it has one.
         images: names of the test images.
         depths: mean measured depth in metres of each of them, which tells other data under the same names.
@@ -75,28 +75,36 @@ def read_results(
         made_by: commit, versions and machine.
 
     Raises:
-        DataError: ``metrics.csv`` is not that of these epochs, or the test is of an older version.
+        DataError: ``metrics.csv`` is not that of these epochs.
     """
+    depths = read_depths(images)
     with images.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    if not rows or "depth" not in rows[0]:
-        raise DataError(f"{images} does not say the measured depth of each image; delete it to test anew")
     baseline = json.loads(figures.read_text(encoding="utf-8"))["baselines"].get("mean_map")
     curves = figures.with_name("metrics.csv")
-    curve = [shortened(row["val_rmse"]) for row in read_csv(curves) if "val_rmse" in row]
-    if len(curve) != epochs:
-        raise DataError(f"{curves} has {len(curve)} epochs with val_rmse, of {epochs}; train it anew (--overwrite)")
+    trained = read_csv(curves)
+    curve = [shortened(row["val_rmse"]) for row in trained if "val_rmse" in row]
+    if len(trained) != epochs or len(curve) not in (0, epochs):
+        raise DataError(
+            f"{curves} has {len(trained)} of {epochs} epochs, val_rmse of {len(curve)}; train it anew (--overwrite)"
+        )
     return Record(
         command=command,
         minutes=None if math.isnan(minutes) else round(minutes, 2),
         mean_map=shortened(baseline["rmse"]) if baseline else None,
         curve=curve,
         settings=settings,
-        images=[row["id"] for row in rows],
-        depths=[shortened(float(row["depth"])) for row in rows],
+        images=[*depths],
+        depths=[*depths.values()],
         scores={metric: [shortened(float(row[metric])) for row in rows] for metric in METRICS},
         made_by=made_by,
     )
+
+
+def read_depths(images: Path) -> dict[str, float]:
+    """Return the mean measured depth in metres of each image of a test, by its name; none of an older version's."""
+    with images.open(newline="", encoding="utf-8") as file:
+        return {row["id"]: shortened(float(row["depth"])) for row in csv.DictReader(file) if "depth" in row}
 
 
 def shortened(value: float) -> float:
@@ -105,9 +113,12 @@ def shortened(value: float) -> float:
 
 
 def save(record: Record, path: Path) -> None:
-    """Write a record, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as file:
+    """Write a record, whole or not at all.
+
+    Raises:
+        OptionError: the disk is full or not writable.
+    """
+    with writing(path), write_whole(path) as file:
         file.write(json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n")
 
 

@@ -5,6 +5,7 @@ A command alone does not say what it trains: a default may change from one versi
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import shlex
@@ -32,13 +33,22 @@ def settings_of(command: Sequence[str]) -> Settings:
     Raises:
         OptionError: flags that the script refuses.
     """
+    return telling(plain_arguments(parse(command)))
+
+
+def parse(command: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command of this toolkit, as its script has them.
+
+    Raises:
+        OptionError: flags that the script refuses.
+    """
     script, *flags = command
     module: Any = importlib.import_module(Path(script).stem)
     model = [module.chosen_model(flags)] if hasattr(module, "chosen_model") else []  # its defaults are the model's
     args = module.create_parser(*model).parse_args(flags)
     if hasattr(module, "check_options"):
         module.check_options(args)
-    return telling(plain_arguments(args))
+    return args
 
 
 def settings_in(checkpoints: Path) -> Settings | None:

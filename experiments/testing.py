@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dataloaders import DEFAULT_MAX_DEPTHS, create_dataset
 from errors import DataError
-from experiments.records import Record, load, read_results, save
+from experiments.records import Record, load, read_depths, read_results, save, shortened
 from experiments.report import Scores, gather_scores, versions
 from experiments.runs import Laboratory, Run, last_line
-from experiments.settings import without_folders
+from experiments.settings import parse, without_folders
 from experiments.suites import Suite
+from training.metrics import mean_depth, valid_pixels
 
+LOOKED_AT = 5  # test samples, from the first to the last, whose depth tells the data from others of these names
 Records = dict[tuple[str, int], Record]  # by the name of a row, and a seed
 
 
@@ -39,7 +42,7 @@ class Examination:
         """Return the records that are there.
 
         Raises:
-            DataError: one of them is broken, or of another command, or of other defaults.
+            DataError: one of them is broken, or of another command, other defaults or another test.
         """
         if self.kept is None:
             return {}
@@ -47,8 +50,39 @@ class Examination:
         for run, seed in itertools.product(self.suite.rows, self.seeds):
             file = self.record(run, seed)
             if file.is_file():
-                found[run.name, seed] = load(file, self.command(run, seed), self.laboratory.settings(run, seed))
+                record = load(file, self.command(run, seed), self.laboratory.settings(run, seed))
+                if not self.is_of_this_test(dict(record.tested)):
+                    raise DataError(f"{file} is of a test on other data; give another --scores_dir")
+                found[run.name, seed] = record
         return found
+
+    @cached_property
+    def tested(self) -> tuple[list[str], dict[str, float | None]]:
+        """Names of the samples on which all rows are tested, and the mean measured depth in metres of some of them."""
+        asked = dict(zip(self.suite.evaluate[::2], self.suite.evaluate[1::2], strict=True))
+        trained = parse(self.laboratory.command(self.suite.rows[0], 0))
+        elsewhere = "--dataset" in asked
+        data = create_dataset(
+            asked.get("--dataset", trained.dataset),
+            asked.get("--dataset_dir", trained.dataset_dir),
+            asked.get("--split", "test"),
+            trained.image_size,
+            trained.max_depth or DEFAULT_MAX_DEPTHS[trained.dataset],
+            min_depth=trained.min_depth,
+            holdout_location=None if elsewhere else trained.holdout_location,
+            modalities={"depth"},
+        )
+        depths: dict[str, float | None] = {}
+        for index in {i * (len(data) - 1) // (LOOKED_AT - 1) for i in range(LOOKED_AT)}:
+            depth = data[index]["depth"][None]
+            valid = valid_pixels(depth)
+            depths[data.ids[index]] = shortened(mean_depth(depth, valid).item()) if valid.any() else None
+        return data.ids, depths
+
+    def is_of_this_test(self, tested: Mapping[str, float]) -> bool:
+        """Return whether scores by the name of an image are of the data that are there, by names and some depths."""
+        names, depths = self.tested
+        return {*tested} <= {*names} and all(tested.get(name) == depth for name, depth in depths.items())
 
     def test_all(self, failed: dict[tuple[str, int], str], known: Records) -> Records:
         """Test what has not failed and is not known; return all records. A test that fails is added to ``failed``."""
@@ -105,7 +139,10 @@ class Examination:
     def test(self, run: Run, seed: int) -> str | None:
         """Test the best epoch of a run, unless it is tested; return why that failed, if it did."""
         best, (figures, images) = self.laboratory.best(run, seed), self.files(run, seed)
-        if all(file.is_file() and file.stat().st_mtime >= best.stat().st_mtime for file in (figures, images)):
+        if not best.is_file():
+            return f"its test failed: {best} is not there"
+        done = all(file.is_file() and file.stat().st_mtime >= best.stat().st_mtime for file in (figures, images))
+        if done and self.is_of_this_test(read_depths(images)):
             return None
         command = [*self.evaluate(f"{best}"), *self.data(run), "--json", f"{figures}", "--per_image", f"{images}"]
         ended = self.laboratory.call(command)

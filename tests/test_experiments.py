@@ -19,7 +19,7 @@ import pytest
 import run_experiments
 from dataloaders import create_dataset
 from errors import DataError
-from experiments.records import read_results
+from experiments.records import read_depths, read_results
 from experiments.report import Scores, change, draw_bars, findings, table
 from experiments.runs import Laboratory, Run, with_teachers
 from experiments.settings import differences, settings_in, settings_of, without_folders
@@ -411,7 +411,7 @@ def test_curves_that_two_runs_wrote_are_refused(smoke, tmp_path):
     assert len(read_results(*files, 2, "", [], math.nan, {}).curve) == 2
     head, first, second = (folder / "metrics.csv").read_text().splitlines()
     (folder / "metrics.csv").write_text("\n".join([head, first, second, second, ""]))
-    with pytest.raises(DataError, match=r"metrics.csv has 3 epochs with val_rmse, of 2"):
+    with pytest.raises(DataError, match=r"metrics.csv has 3 of 2 epochs"):
         read_results(*files, 2, "", [], math.nan, {})
 
 
@@ -469,3 +469,82 @@ def test_transfer_holds_a_location_out_for_all(tmp_path, rooms, run_cli):
     assert code == 0
     held = {re.search(r"--holdout_location (\S+)", line)[1] for line in out.splitlines()}
     assert len(held) == 1
+
+
+def test_flags_that_would_have_no_effect_are_refused(tmp_path, rooms, run_cli):
+    common = ("--dataset_dir", rooms, "--output_dir", tmp_path / "r", "--dry_run")
+    for suite, flags, named in (
+        ("ladder", ("--holdout_location", "Hall"), "--holdout_location has no effect in ladder"),
+        ("smoke", ("--transfer_to", "nyu"), "--transfer_to has no effect in smoke"),
+        ("transfer", ("--pairs_dataset_dir", rooms), "--pairs_dataset_dir has no effect in transfer"),
+        ("transfer", ("--transfer_dir", rooms), "--transfer_dir has no effect without --transfer_to"),
+        ("transfer", ("--transfer_to", "nyu", "--holdout_location", "Hall"), "are two tests"),
+        ("transfer", ("--holdout_location", "Nowhere"), "Nowhere"),
+    ):
+        code, _, errors = run_cli(run_experiments.main, suite, *common, *flags)
+        assert code == 2 and named in errors, (suite, flags, errors)
+
+
+def test_a_dry_run_of_rooms_that_are_not_simulated_yet_simulates_none(tmp_path, run_cli):
+    for suite, said in (("transfer", "--holdout_location Storage"), ("labels", f"--dataset_dir {tmp_path}/RoomsOther")):
+        code, out, _ = run_cli(
+            run_experiments.main, suite, "--dataset_dir", tmp_path / "Rooms", "--seeds", 0, "--dry_run"
+        )
+        assert code == 0 and said in out and "--steps_per_epoch 93" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_be_written_end_a_suite_before_it_begins(tmp_path, rooms, run_cli):
+    (tmp_path / "file").write_text("")
+    for flag in ("--output_dir", "--scores_dir"):
+        common = ("smoke", "--dataset_dir", rooms, "--seeds", 0, "--output_dir", tmp_path / "r")
+        code, out, errors = run_cli(run_experiments.main, *common, flag, tmp_path / "file")
+        assert code == 2 and "cannot be written" in errors and "python train" not in out
+
+
+def test_a_location_without_test_samples_is_not_held_out(tmp_path, rooms, run_cli):
+    folder = tmp_path / "rooms"
+    shutil.copytree(rooms, folder)
+    (folder / "simulation.json").unlink()
+    places = sorted(path.parent.name for path in folder.glob("*/test.csv"))
+    last = folder / places[-1] / "test.csv"
+    last.write_text(last.read_text().splitlines()[0] + "\n")
+    code, out, _ = run_cli(run_experiments.main, "transfer", "--dataset_dir", folder, "--seeds", 0, "--dry_run")
+    tested = create_dataset("simulated", folder, "test", modalities={"depth"}).locations
+    assert code == 0 and f"--holdout_location {max(tested)} " in out and max(tested) < places[-1]
+
+
+def test_scores_of_other_data_under_the_same_names_are_refused_and_tests_of_them_repeated(
+    smoke, tmp_path, rooms, run_cli
+):
+    """The folders have the same name, the samples too; the depth is another."""
+    other, kept, runs = tmp_path / rooms.name, tmp_path / "scores", tmp_path / "runs"
+    shutil.copytree(rooms, other)
+    (other / "simulation.json").unlink()
+    for path in other.glob("*/depth/*.npy"):
+        np.save(path, np.load(path) // 2)
+    shutil.copytree(smoke, runs)
+    common = ("smoke", "--seeds", 0, "--output_dir", runs, "--report_only", "--dataset_dir")
+    code, _, errors = run_cli(run_experiments.main, *common, rooms, "--scores_dir", kept)
+    assert code == 0, errors
+    code, _, errors = run_cli(run_experiments.main, *common, other, "--scores_dir", kept)
+    assert code == 2 and "is of a test on other data" in errors
+    suite, data = SUITES["smoke"](Setting(SMOKE, 3)), ("--dataset", "simulated", "--dataset_dir", f"{rooms}")
+    examination = Examination(Laboratory(runs, data, SMOKE.size), suite, [0])
+    _, images = examination.files(suite.rows[0], 0)
+    before = images.read_text()
+    assert examination.test(suite.rows[0], 0) is None and images.read_text() == before
+    images.write_text(before.replace(before.splitlines()[1].split(",")[1], "9.5"))
+    assert read_depths(images)[examination.tested[0][0]] == 9.5
+    assert examination.test(suite.rows[0], 0) is None
+    assert examination.is_of_this_test(read_depths(images)), "it was tested anew"
+    examination.laboratory.best(suite.rows[0], 0).unlink()
+    assert "is not there" in examination.test(suite.rows[0], 0)
+
+
+def test_a_training_whose_validation_has_no_measured_depth_has_no_curve(smoke, tmp_path):
+    run = SUITES["smoke"](Setting(SMOKE, 3)).rows[0]
+    folder = tmp_path / "results"
+    shutil.copytree(smoke / "results" / run.folder(0), folder)
+    (folder / "metrics.csv").write_text("epoch,val_distance\n1,0.5\n2,0.4\n")
+    assert read_results(folder / "test.json", folder / "test_images.csv", 2, "", [], math.nan, {}).curve == []
