@@ -18,7 +18,7 @@ class Preset:
         student: width and attention of those that hear.
         rate: of those students that learn alone, or from a teacher that has learnt.
         senses: what they hear.
-        scale: how scenes change their size in their training, where nobody learns from pictures along with them.
+        scale: how scenes change their size in their training; AdaBins' own rows have neither this nor that rate.
         wide: those of one that is larger.
         teacher: width and rate of the one that sees, and of the rivals whose own are not tuned.
         unet: width and rate of the U-Net baseline, chosen on the validation samples by the suite ``tune``.
@@ -228,14 +228,17 @@ def ladder(setting: Setting) -> Suite:
     students = [depth, features, full]
     bins_alone = make.adabins("AdaBins alone", "--phase", "finetune")
     bins = make.adabins("AdaBins distillation")
+    bins_alike = make.adabins(
+        "AdaBins alone, as the student", "--phase", "finetune", *make.preset.rate, *make.preset.scale
+    )
     unet = make.baseline("unet_baseline")
     hearing_alike = make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural")
     others = [unet, hearing_alike, make.baseline("base_residual")]
     fusion, eye = make.baseline("multimodal_fusion"), make.teacher()
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, bins_alone, bins, *others, fusion, eye],
-        {row.name: control.name for row in (*students, bins_alone, *others)} | {bins.name: bins_alone.name},
+        [control, *students, bins_alone, bins, bins_alike, *others, fusion, eye],
+        {row.name: control.name for row in (*students, bins_alone, bins_alike, *others)} | {bins.name: bins_alone.name},
         rivals=[
             *((student.name, unet.name) for student in (control, *students)),
             *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
