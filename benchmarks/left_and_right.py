@@ -23,7 +23,7 @@ from torch import Tensor
 from dataloaders import create_dataset, create_loader, swap_ears
 from errors import OptionError, run_script
 from training import loop, options
-from training.checkpoint import dataset_options_of, load_checkpoint, restore_model
+from training.checkpoint import dataset_options_of, load_checkpoint, require_folder, restore_model
 from training.engine import create_fabric
 
 
@@ -60,7 +60,10 @@ def predict_both_ways(args: argparse.Namespace, path: Path) -> dict[str, Tensor]
     if "audio" not in model.inputs:
         raise OptionError(f"--checkpoint {path}: {model.name} takes {' and '.join(model.inputs)}; it has no ears")
     data = dataset_options_of(checkpoint, path)
-    data["dataset_dir"] = args.dataset_dir or data["dataset_dir"]
+    if args.dataset_dir:
+        data["dataset_dir"] = args.dataset_dir
+    else:
+        require_folder(data, path)
     dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
     dataset.require_depth()
     fabric = create_fabric(args)

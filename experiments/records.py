@@ -77,9 +77,7 @@ def read_results(
     Raises:
         DataError: ``metrics.csv`` is not that of these epochs.
     """
-    depths = read_depths(images)
-    with images.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read_images(images)
     baseline = json.loads(figures.read_text(encoding="utf-8"))["baselines"].get("mean_map")
     curves = figures.with_name("metrics.csv")
     trained = read_csv(curves)
@@ -94,8 +92,8 @@ def read_results(
         mean_map=shortened(baseline["rmse"]) if baseline else None,
         curve=curve,
         settings=settings,
-        images=[*depths],
-        depths=[*depths.values()],
+        images=[row["id"] for row in rows],
+        depths=[shortened(float(row["depth"])) for row in rows],
         scores={metric: [shortened(float(row[metric])) for row in rows] for metric in METRICS},
         made_by=made_by,
     )
@@ -103,8 +101,12 @@ def read_results(
 
 def read_depths(images: Path) -> dict[str, float]:
     """Return the mean measured depth in metres of each image of a test, by its name; none of an older version's."""
+    return {row["id"]: shortened(float(row["depth"])) for row in _read_images(images) if "depth" in row}
+
+
+def _read_images(images: Path) -> list[dict[str, str]]:
     with images.open(newline="", encoding="utf-8") as file:
-        return {row["id"]: shortened(float(row["depth"])) for row in csv.DictReader(file) if "depth" in row}
+        return list(csv.DictReader(file))
 
 
 def shortened(value: float) -> float:

@@ -196,6 +196,10 @@ class Rows:
         command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *width, *self.labels(fraction))
         return Run(self.name(what or model.replace("_", " "), fraction), (*command, *flags), self.epochs)
 
+    def unet_that_hears_alike(self) -> Run:
+        """The U-Net with the student's hearing and its scaled scenes."""
+        return self.baseline("unet_baseline", *self.hears, what="unet baseline, interaural")
+
     def bins_teacher(self, fraction: float = 1.0) -> Run:
         """An AdaBins network that sees, of the same rooms and labels, as wide as the student."""
         width, bins = self.preset.student[:2], ("--n_bins", f"{self.preset.n_bins}")
@@ -232,7 +236,7 @@ def ladder(setting: Setting) -> Suite:
         "AdaBins alone, as the student", "--phase", "finetune", *make.preset.rate, *make.preset.scale
     )
     unet = make.baseline("unet_baseline")
-    hearing_alike = make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural")
+    hearing_alike = make.unet_that_hears_alike()
     others = [unet, hearing_alike, make.baseline("base_residual")]
     fusion, eye = make.baseline("multimodal_fusion"), make.teacher()
     return Suite(
@@ -275,7 +279,7 @@ def labels(setting: Setting) -> Suite:
         rivals += [(row.name, unet[0].name) for row in taught if unet]
         if alone and fraction < 1:
             ways += [(alone.name, row.name, all_labels) for row in (*taught, *with_more)]
-    hearing_alike = make.baseline("unet_baseline", *make.hears, what="unet baseline, interaural")
+    hearing_alike = make.unet_that_hears_alike()
     rows.append(hearing_alike)
     control[hearing_alike.name] = all_labels
     if other is not None:
@@ -333,14 +337,15 @@ def ablation(setting: Setting) -> Suite:
         *(under_eye(f"AdaBins, {n} bins", n_bins=n) for n in (16, 256)),
     ]
     alone = make.audio(few)
+    one_size = make.audio(few, "audio alone, scenes of one size", hears=make.preset.senses)
+    spectrograms = make.audio(few, "audio alone, spectrograms", hears=("--audio_format", "spectrogram"))
     audio_rows = [
         make.audio(few, "audio alone, l1_rmse", loss=("--task_loss", "l1_rmse", *PLAIN)),
         make.audio(few, "audio alone, smoothness and edges", loss=()),
-        make.audio(few, "audio alone, scenes of one size", hears=make.preset.senses),
-        make.audio(few, "audio alone, spectrograms", hears=("--audio_format", "spectrogram")),
+        one_size,
+        spectrograms,
         make.audio(few, "audio alone, wide", width=make.preset.wide),
     ]
-    one_size, spectrograms = audio_rows[2:4]
     control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
     control |= {row.name: alone.name for row in (*audio_rows, full, bins_alone)} | {bins.name: bins_alone.name}
     control[spectrograms.name] = one_size.name  # which cannot be scaled either

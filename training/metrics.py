@@ -242,6 +242,5 @@ class MetricTable:
         """
         block = self._rows[:, 0]
         counts = block[:, 0] > 0
-        column = 0 if metric == "depth" else 1 + self.scoring.metrics.index(metric)
-        values = block[counts, column]
+        values = block[counts, ("depth", *self.scoring.metrics).index(metric)]
         return dict(zip(self._indices[counts].tolist(), values.tolist(), strict=True))
