@@ -21,6 +21,7 @@ from models.blocks import EARS
 from training import loop, options
 from training.checkpoint import load_model, require_entries
 from training.engine import create_fabric, resolve_precision, seed_weights
+from training.micro_batches import MicroBatches
 from training.session import Validation, depth_columns, distance_validation, run_training
 from training.task import Batch, Guest, nearest_size
 from training.tasks import DistillationTask
@@ -240,13 +241,16 @@ def ask_beforehand(args: argparse.Namespace, fabric: Fabric, teacher: Guest) -> 
     )
     if not cache.whole:  # else no picture need be prepared
         loader = create_loader(pictures, shuffle=False, **options.loader_options(args, fabric))
-        ask_once(fabric, teacher.to(fabric.device, memory_format=torch.channels_last), cache, loader)  # type: ignore[call-overload]
+        teacher.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ask_once(fabric, teacher, cache, loader, args.micro_batch)
     fabric.barrier()
     return cache
 
 
 @torch.no_grad()
-def ask_once(fabric: Fabric, teacher: Guest, cache: TeacherCache, loader: DataLoader) -> None:
+def ask_once(
+    fabric: Fabric, teacher: Guest, cache: TeacherCache, loader: DataLoader, at_a_time: int | None = None
+) -> None:
     """Ask a teacher for what a cache lacks: the mean of its answers to a picture and to its mirror image, turned back.
 
     That mean errs less than either, and is the same for a scene and for the mirrored one.
@@ -256,6 +260,7 @@ def ask_once(fabric: Fabric, teacher: Guest, cache: TeacherCache, loader: DataLo
         teacher: who answers.
         cache: of all rows of ``loader``.
         loader: yields the pictures in order, ``rgb`` [B, 3, S, S], as they are without augmentation.
+        at_a_time: pictures of a batch that go through the teacher together; None: all.
     """
 
     def ask(batch: Batch) -> Tensor:
@@ -264,9 +269,10 @@ def ask_once(fabric: Fabric, teacher: Guest, cache: TeacherCache, loader: DataLo
             here, there = (teacher(view).float() for view in (batch, mirrored))  # [B, 1, S, S]
         return (here + there.flip(-1)) / 2
 
+    micro = MicroBatches(fabric, at_a_time)
     with loop.Batches(fabric, loader, len(loader), "asking the teacher") as batches:
         for batch in batches:
-            cache.answer(batch["index"], partial(ask, batch))
+            cache.answer(batch["index"], partial(micro.answers, ask, batch))
 
 
 def create_response(args: argparse.Namespace, teacher: DepthModel, dataset: DepthDataset) -> ResponseDistillation:

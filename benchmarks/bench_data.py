@@ -24,6 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from dataloaders import create_dataset, create_loader
+from dataloaders.workers import usable_workers
 from errors import run_script
 from training import options
 
@@ -125,28 +127,35 @@ class PlainDataset(Dataset):
 
 def pass_through(args: argparse.Namespace, root: Path, cache: Path, modalities: Sequence[str]) -> dict[str, float]:
     """Return the samples per second of each way, once."""
-    loading: dict[str, Any] = {"num_workers": args.num_workers}
+    workers = usable_workers(args.num_workers)
+    # as create_loader has it
+    kept: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
 
     def dataset(**more: Any) -> Any:
         return create_dataset("batvisionv2", root, "train", args.image_size, MAX_DEPTH, modalities=modalities, **more)
 
-    plain = DataLoader(PlainDataset(root, args.samples, modalities, args.image_size), args.batch_size, **loading)
-    uncached = create_loader(dataset(), args.batch_size, shuffle=False, **loading)
+    items = PlainDataset(root, args.samples, modalities, args.image_size)
+    plain = DataLoader(items, args.batch_size, num_workers=workers, **kept)
+    uncached = create_loader(dataset(), args.batch_size, shuffle=False, num_workers=workers)
     cached = dataset(cache_dir=cache)
     seconds = {"plain": passing(plain), "no cache": passing(uncached)}
     start = time.perf_counter()
-    warm = create_loader(cached, args.batch_size, shuffle=False, **loading)
+    warm = create_loader(cached, args.batch_size, shuffle=False, num_workers=workers)
     seconds["cold"] = time.perf_counter() - start
-    seconds["warm"] = statistics.median(passing(warm) for _ in range(5))
+    seconds["warm"] = passing(warm, 5)
     return {way: args.samples / taken for way, taken in seconds.items()}
 
 
-def passing(loader: DataLoader) -> float:
-    """Return the seconds of one pass through a loader."""
-    start = time.perf_counter()
-    for _ in loader:
-        pass
-    return time.perf_counter() - start
+def passing(loader: DataLoader, passes: int = 1) -> float:
+    """Return the seconds of a pass through a loader, the median of some; its workers, if it has any, run already."""
+    if loader.num_workers:
+        deque(loader, maxlen=0)
+    seconds = []
+    for _ in range(passes):
+        start = time.perf_counter()
+        deque(loader, maxlen=0)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def rows_of(results: dict[str, dict[str, list[float]]]) -> list[dict[str, object]]:

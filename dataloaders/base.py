@@ -22,7 +22,7 @@ from dataloaders import transforms
 from dataloaders.crops import CropRule, boxes_within, draw_crops
 from dataloaders.problems import Problem
 from dataloaders.readers import Listing, read_image
-from dataloaders.sample_cache import SampleCache
+from dataloaders.sample_cache import SampleCache, digests
 from dataloaders.transforms import Size, size_pair
 from errors import DataError, OptionError
 
@@ -265,6 +265,14 @@ class DepthDataset(Dataset):
         """Where the row stands, for messages: file and row, the header being row 1."""
         row = self.rows[index]
         return f"{row.source}, row {row.number}"
+
+    def state_of_files(self, modality: str) -> str:
+        """Return a digest of which rows there are, and of the sizes and times of a modality's files.
+
+        Raises:
+            DataError: one of them cannot be looked at.
+        """
+        return " ".join(digests(self, modality))
 
     def require_depth(self) -> None:
         """Make sure that there is a depth to learn from. Reads maps in order until the first valid pixel, mostly one.

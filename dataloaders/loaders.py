@@ -107,10 +107,11 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         """One past the last row of the order that is used."""
         total = len(self.indices)
         rest = total % self.batch_size
-        # In training all processes take the same number of steps: a rest that leaves one of them without is dropped.
-        if self.drop_last or (self.shuffle and rest < self.world_size):
+        if self.drop_last:
             return total - rest
-        return total
+        # In training all processes take as many steps, and of each as many pairs: they wait for each other in every
+        # part of a batch (``training.micro_batches``).
+        return total - rest % self.world_size if self.shuffle else total
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -51,6 +51,10 @@ class WithMorePairs(Dataset):
             return first[(epoch, index)]
         return {**more[(epoch, index - len(first))], "index": index}
 
+    def state_of_files(self, modality: str) -> str:
+        """Return a digest of the rows and files of both parts."""
+        return " ".join(part.state_of_files(modality) for part in self.parts)
+
     def require_depth(self) -> None:
         """Make sure that there is a depth to learn from, as the first part does."""
         self.parts[0].require_depth()

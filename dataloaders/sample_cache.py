@@ -137,7 +137,7 @@ class SampleCache:
 
     def __init__(self, root: Path, dataset: DepthDataset, num_workers: int = 0) -> None:
         self._found: dict[str, tuple[Path, int]] = {}  # folder, and place of its form among those of the modality
-        self._opened: dict[str, Tensor] = {}
+        self._opened: dict[str, np.ndarray] = {}
         for modality in dataset.modalities:
             key = key_of(dataset, modality)
             folders = [folder_of(root, key, form) for form in FORMS[modality]]
@@ -155,8 +155,9 @@ class SampleCache:
             rows = open_whole(folder)
             if rows is None:
                 raise DataError(f"{folder} has disappeared or is no longer whole; start again")
-            self._opened[modality] = torch.from_numpy(rows)
-        return FORMS[modality][form].decode(self._opened[modality][index])
+            self._opened[modality] = rows
+        kept = torch.from_numpy(np.array(self._opened[modality][index]))  # a copy: the file's own cannot be written to
+        return FORMS[modality][form].decode(kept)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped files out: a process that is sent the cache opens its own."""
@@ -166,7 +167,7 @@ class SampleCache:
         for form, folder in enumerate(folders):
             rows = open_whole(folder)
             if rows is not None:
-                self._found[modality], self._opened[modality] = (folder, form), torch.from_numpy(rows)
+                self._found[modality], self._opened[modality] = (folder, form), rows
                 return True
         return False
 
@@ -180,7 +181,7 @@ def key_of(dataset: DepthDataset, modality: str) -> dict[str, Any]:
     Raises:
         DataError: a file of a row cannot be looked at.
     """
-    rows, files = _digests(dataset, modality)
+    rows, files = digests(dataset, modality)
     return {
         "modality": modality,
         "dataset": dataset.name,
@@ -205,7 +206,7 @@ def folder_of(root: Path, key: dict[str, Any], form: Form) -> Path:
     return root / f"{key['dataset']}-{key['modality']}-{form.name}-{digest}"
 
 
-def _digests(dataset: DepthDataset, modality: str) -> tuple[str, str]:
+def digests(dataset: DepthDataset, modality: str) -> tuple[str, str]:
     """Return digests of which rows there are, and of the sizes and times of their files."""
     rows, files = hashlib.sha256(), hashlib.sha256()
     looks: dict[str, str] = {}  # many rows may stand in one file
@@ -301,7 +302,11 @@ def _build(
         kept = MappedRows(folders[form], key, shape, FORMS[modality][form].dtype, flag=FLAG)
         if _fill(kept, dataset, modality, form, num_workers):
             return
-        shutil.rmtree(folders[form])
+        given_up = folders[form].with_name(f".{folders[form].name}")
+        if given_up.is_dir():  # of a run that was killed here
+            shutil.rmtree(given_up)
+        folders[form].rename(given_up)  # at once: no kill leaves a folder of this name that lacks some of its files
+        shutil.rmtree(given_up)
     raise DataError(f"{dataset.dataset_dir}: {modality} holds what no form of {FLAG} does; train without it")
 
 

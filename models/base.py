@@ -81,6 +81,8 @@ Features = dict[str, Tensor]
 
 def normalize_imagenet(rgb: Tensor) -> Tensor:
     """Shift and scale RGB [B, 3, H, W] in [0, 1] to ImageNet's zero mean and unit deviation."""
-    mean = rgb.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = rgb.new_tensor(IMAGENET_STD)[:, None, None]
+    # Filled on the device: a tensor of Python's numbers would be copied there, and the step would wait for it.
+    mean, std = (
+        torch.stack([rgb.new_full((1, 1), value) for value in values]) for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )  # [3, 1, 1]
     return (rgb - mean) / std

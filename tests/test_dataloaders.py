@@ -428,6 +428,22 @@ def test_two_processes_share_each_global_batch(v2, steps):
         assert len(first) == len(second) == 2 and set(batch) == {*first, *second}
 
 
+@pytest.mark.parametrize(("rows", "size", "expected"), [(5, 8, [2]), (7, 4, [2]), (1 + 8, 4, [2, 2]), (6, 8, [3])])
+def test_processes_train_on_equally_many_pairs_at_every_step(v2, rows, size, expected):
+    dataset = create_dataset("batvisionv2", v2, "train", 16, modalities=("depth",))
+    del dataset.rows[rows:]
+    dataset.labelled = dataset.labelled[:rows]
+    for drop_last in (None, False):
+        loaders = [
+            create_loader(dataset, size, shuffle=True, num_workers=0, rank=rank, world_size=2, drop_last=drop_last)
+            for rank in (0, 1)
+        ]
+        shares = [[len(batch) for batch in indices(loader, 1)] for loader in loaders]
+        assert shares[0] == shares[1] and len(shares[0]) == len(loaders[0])
+        if drop_last is None:
+            assert shares[0] == expected
+
+
 @pytest.mark.parametrize("batch_size", [2, 4, 8, 32])
 @pytest.mark.parametrize("kept", [1, 5, 7, 12])
 def test_evaluation_shards_hold_every_row_once(v2, batch_size, kept):

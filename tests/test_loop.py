@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from dataloaders import create_dataset, create_loader
-from errors import CheckpointError, DataError, TrainingError, UserError, from_worker
+from errors import CheckpointError, DataError, OptionError, TrainingError, UserError, from_worker
 from models import create_model
 from training import checkpoint, loop
-from training.engine import create_fabric, resolve_precision, seed_epoch
+from training.engine import create_fabric, find_devices, resolve_precision, seed_epoch
+from training.micro_batches import MicroBatches
 from training.run_log import RunLog, Table, read_csv
 from training.session import learning_rate_factor
 from training.task import Task, count_images, mean_over_images
@@ -242,3 +244,85 @@ def test_a_task_saves_what_trains_beside_its_student():
     assert torch.equal(other.adapter.weight, task.adapter.weight)
     with pytest.raises(RuntimeError):
         other.load_extra_state({"adapter.weight": torch.zeros(3, 2)} | {"gone": torch.zeros(1)})
+
+
+# ----------------------------------------------------------------------------------------------------------- validation
+
+
+class Eye(nn.Module):
+    """Answers with the green of each pixel; the memory holds so many pictures at a time."""
+
+    inputs, imagenet_normalize, output = ("rgb",), False, "metres"
+
+    def __init__(self, holds):
+        super().__init__()
+        self.holds, self.seen = holds, []
+
+    def forward(self, rgb, return_features=False):
+        self.seen.append(len(rgb))
+        if len(rgb) > self.holds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1 + 9 * rgb[:, 1:2]
+
+
+def test_validation_takes_as_many_images_at_a_time_as_fit(rooms):
+    dataset = create_dataset("simulated", rooms, "train", image_size=32, modalities={"rgb", "depth"})
+    loader = create_loader(dataset, 6, shuffle=False, num_workers=0)
+    fabric, said = Fabric(accelerator="cpu", devices=1), []
+    whole = loop.evaluate(fabric, Eye(6), loader)
+    eye, micro = Eye(2), MicroBatches(fabric, 4, said.append)
+    in_parts = loop.evaluate(fabric, eye, loader, micro=micro)
+    assert eye.seen == [4, 2, 2, 2, 2, 2, 2] and micro.size == 2 and len(said) == 1
+    assert in_parts.mean() == pytest.approx(whole.mean())
+
+
+@pytest.mark.parametrize(("processes", "here"), [(1, True), (1, False), (2, True), (2, False)])
+def test_a_nan_of_another_process_accuses_no_sample_of_this_one(processes, here):
+    fabric = SimpleNamespace(device="cpu", _precision=None, world_size=processes)
+    weight = nn.Parameter(torch.ones(1))
+    guard = loop.NotANumberGuard(fabric, torch.optim.SGD([weight], lr=0.1, fused=True))
+    for step, bad in enumerate((False, True, True)):
+        weight.grad = torch.full((1,), math.nan if bad else 1.0)  # averaged over the processes
+        guard.watch(step, torch.tensor(math.nan if bad and (here or step == 2) else 1.0), [f"room{step}"])
+    with pytest.raises(TrainingError, match="step 2, in the batch of room1") as stopped:
+        guard.raise_if_tripped()
+    assert ("another process" in str(stopped.value)) is (processes == 2 and not here)
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "started", "expected"),
+    [
+        (None, 1, {}, [0]),
+        ([2, 3], 1, {}, [2, 3]),
+        (None, 2, {"LOCAL_WORLD_SIZE": 4, "WORLD_SIZE": 8}, 4),
+        ([2, 3], 1, {"LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}, [2, 3]),
+        ([0, 1], 2, {"SLURM_STEP_NUM_TASKS": 4}, [0, 1]),
+        ([0, 1], 1, {"SLURM_STEP_NUM_TASKS": 1}, [0, 1]),
+    ],
+)
+def test_processes_are_those_that_were_started(monkeypatch, gpus, nodes, started, expected):
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in started.items():
+        monkeypatch.setenv(name, str(value))
+    assert find_devices(gpus, nodes, use_cuda=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "started", "named"),
+    [
+        (None, 1, {"LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 2}, "give --num_nodes 2"),
+        (None, 1, {"LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 3}, "as many"),
+        ([0], 1, {"LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}, "--gpu_ids 0: torchrun started 2"),
+        (None, 1, {"SLURM_STEP_NUM_TASKS": 2}, r"2 tasks.*1 process\(es\)"),
+        ([0, 1], 1, {"SLURM_STEP_NUM_TASKS": 4}, "--num_nodes"),
+    ],
+)
+def test_processes_that_would_train_alone_are_refused(monkeypatch, gpus, nodes, started, named):
+    for name, value in started.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(OptionError, match=named):
+        find_devices(gpus, nodes, use_cuda=True)

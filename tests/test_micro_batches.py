@@ -1,5 +1,7 @@
 """A batch in parts: the same gradients, and a way on when the memory runs out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -90,3 +92,31 @@ def test_memory_that_runs_out_in_the_middle_of_a_batch_begins_it_again(batch):
 def test_one_image_too_many_ends_the_run_with_advice(batch):
     with pytest.raises(TrainingError, match=r"does not hold 1 image\(s\).*--image_size"):
         backward(Narrow(holds=0), batch)
+
+
+def test_answers_are_asked_for_in_parts_that_fit(batch):
+    asked, said = [], []
+
+    def double(part):
+        asked.append(len(part["id"]))
+        if len(part["id"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 2 * weight * part["x"]
+
+    weight = torch.ones(1, requires_grad=True)
+    micro = MicroBatches(Fabric(accelerator="cpu", devices=1), 5, said.append)
+    answers = micro.answers(double, batch)
+    assert torch.equal(answers, 2 * batch["x"]) and not answers.requires_grad
+    assert asked == [5, 3, 3, 1] and len(said) == 1
+    assert torch.equal(micro.answers(double, batch), 2 * batch["x"])
+    assert asked[4:] == [3, 3, 1], "it stays that size"
+
+
+def test_one_of_several_processes_does_not_take_other_parts_than_the_rest(batch):
+    fabric = SimpleNamespace(world_size=2)
+
+    def never(part):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TrainingError, match=r"does not hold 7 image\(s\).*--micro_batch"):
+        MicroBatches(fabric).answers(never, batch)

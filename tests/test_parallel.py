@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from models import create_model
 from models.adabins_distillation_model import create_adabins_distillation_model
 from training.engine import synchronize_batch_norm
+from training.loop import share_statistics
 from training.micro_batches import MicroBatches
 from training.tasks import (
     AdaBinsDistillationTask,
@@ -80,13 +81,19 @@ def gradients(build, fabric, size=None, share=slice(None)):
     return {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
 
 
-def save_gradients_of_a_process(rank, port, build, size, folder):
+def join(rank, port):
+    """Return the Fabric of one of two processes."""
     torchrun = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({key: str(value) for key, value in torchrun.items()})
     torch.set_num_threads(1)
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true")
     fabric.launch()
+    return fabric
+
+
+def save_gradients_of_a_process(rank, port, build, size, folder):
+    fabric = join(rank, port)
     torch.save(gradients(build, fabric, size, slice(3 * rank, 3 * rank + 3)), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -139,3 +146,25 @@ def test_batch_norm_over_all_processes_needs_several_gpus(run_cli, rooms, tmp_pa
     code, _, errors = run_cli(train_rgb_depth.main, *flags)
     assert code == 2 and "--sync_bn" in errors and len(errors.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def save_statistics_of_a_process(rank, port, folder):
+    fabric = join(rank, port)
+    torch.manual_seed(0)
+    task = supervised()
+    wrapped = fabric.setup(task)
+    batch = {key: value[3 * rank : 3 * rank + 3] for key, value in a_batch(task).items()}
+    MicroBatches(fabric).backward(wrapped, batch, 0.5)
+    own = {name: value.clone() for name, value in task.named_buffers()}
+    share_statistics(fabric, wrapped)
+    torch.save((own, dict(task.named_buffers())), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_all_processes_score_the_network_that_is_saved(tmp_path):
+    """Batch norm has seen other images in each: the first one's statistics are those of the checkpoint."""
+    torch.multiprocessing.spawn(save_statistics_of_a_process, (25600 + os.getpid() % 2000, tmp_path), 2)
+    (first, shared), (second, shared_too) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    for name, value in first.items():
+        assert torch.equal(shared[name], value) and torch.equal(shared_too[name], value), name

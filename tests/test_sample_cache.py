@@ -25,6 +25,7 @@ from dataloaders.base import DepthDataset
 from dataloaders.sample_cache import FORMS, key_of
 from errors import DataError, OptionError
 from training.checkpoint import load_checkpoint
+from training.mapped_rows import MappedRows, open_whole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -119,6 +120,30 @@ def test_one_map_between_the_millimetres_moves_all_to_float32(own_v2, tmp_path, 
     prepared.clear()
     opened(own_v2, tmp_path / "cache", modalities={"depth"})
     assert prepared == []
+
+
+def test_a_kill_while_a_form_is_given_up_is_made_up_for(own_v2, tmp_path, monkeypatch):
+    path = own_v2 / "Attic/depth/depth_5.npy"
+    np.save(path, np.load(path) + np.float32(0.25))
+
+    def killed(folder):
+        (folder / "cache.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        opened(own_v2, tmp_path / "cache", modalities={"depth"})
+    expected = create_dataset("batvisionv2", own_v2, "train", 16, modalities={"depth"})[4]["depth"]
+    assert torch.equal(opened(own_v2, tmp_path / "cache", modalities={"depth"})[4]["depth"], expected)
+
+
+def test_a_cache_may_be_larger_than_the_memory(tmp_path):
+    """It is laid out, and opened to be read; a file that is all holes takes no room on the disk."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    MappedRows(tmp_path / "small", {"of": "what"}, (2, 4), np.uint8, flag="--cache_dir").mark(np.array([0, 1]))
+    np.lib.format.open_memmap(tmp_path / "small/rows.npy", mode="w+", dtype=np.uint8, shape=(2, memory)).flush()
+    rows = open_whole(tmp_path / "small")
+    assert rows.shape == (2, memory) and rows[1, memory - 1] == 0 and not rows.flags.writeable
 
 
 def test_every_millimetre_that_16_bits_hold_comes_back_to_the_bit():

@@ -1,6 +1,7 @@
 """A teacher's answers on the disk: asked once, whole under a kill, and never those of something else."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,19 @@ def test_the_answer_is_the_mean_over_picture_and_mirror_image(tmp_path, rooms, a
     assert torch.allclose(answer, green + 0.5, atol=1e-3)  # the rounding to float16
     with pytest.raises(OptionError, match="something else: pictures"):
         open_cache(fabric, tmp_path / "c", teacher, create_dataset("simulated", rooms, "val", 32), 32)
+
+
+def test_any_picture_that_changed_is_noticed(tmp_path):
+    root = tmp_path / "pictures"
+    write_images(root / "train", count=30, size=(32, 32))
+    pictures = create_dataset("images", root, "train", 32, modalities={"rgb"})
+    fabric, teacher = Fabric(accelerator="cpu", devices=1), Guest(LeftEye(4))
+    for _ in range(2):
+        open_cache(fabric, tmp_path / "c", teacher, pictures, 32)
+    write_images(tmp_path / "other", count=6, size=(32, 32), seed=1)
+    (tmp_path / "other" / Path(pictures.ids[5]).name).replace(Path(pictures.rows[5].files["rgb"][0]))
+    with pytest.raises(OptionError, match="something else: pictures"):
+        open_cache(fabric, tmp_path / "c", teacher, pictures, 32)
 
 
 def test_a_task_turns_and_scales_what_it_reads(tmp_path):

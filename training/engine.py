@@ -35,31 +35,34 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
 
     On a CPU they keep the memory that they free (:func:`training.machine.keep_freed_memory`).
 
-    ``--gpu_ids 0,1`` starts one process per GPU. Under torchrun the number of devices is torchrun's: Fabric on its own
-    would make every process a rank 0, and all would write the same files.
-
     Args:
         args: the flags of ``training.options``.
         rests: some networks of the task get no gradient in some phases.
+
+    Raises:
+        OptionError: the flags do not fit each other, or the processes that torchrun or SLURM started.
     """
     use_cuda = torch.cuda.is_available() and getattr(args, "device", None) != "cpu"
     device = "cuda" if use_cuda else "cpu"
     if not use_cuda:
         keep_freed_memory()
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
-    devices: list[int] | int = local_world_size or (args.gpu_ids or [0] if use_cuda else 1)
-    processes = (devices if isinstance(devices, int) else len(devices)) * getattr(args, "num_nodes", 1)
+    nodes = getattr(args, "num_nodes", 1)
+    devices = find_devices(args.gpu_ids if use_cuda else None, nodes, use_cuda=use_cuda)
+    processes = (devices if isinstance(devices, int) else len(devices)) * nodes
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script says itself what it runs on
     precision: Any = FABRIC_PRECISION[resolve_precision(args.precision, device)]
     mixed = precision != FABRIC_PRECISION["32"]
-    fabric = Fabric(
-        accelerator=device,
-        devices=devices,
-        num_nodes=getattr(args, "num_nodes", 1),
-        strategy="auto" if processes == 1 else "ddp_find_unused_parameters_true" if rests else "ddp",
-        precision=None if mixed else precision,
-        plugins=Autocast(precision, device) if mixed else None,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            devices=devices,
+            num_nodes=nodes,
+            strategy="auto" if processes == 1 else "ddp_find_unused_parameters_true" if rests else "ddp",
+            precision=None if mixed else precision,
+            plugins=Autocast(precision, device) if mixed else None,
+        )
+    except ValueError as error:  # of a SLURM job that has other nodes or tasks
+        raise OptionError(f"--num_nodes {nodes}, {processes // nodes} processes on each: {error}") from error
     fabric.launch()
     if getattr(args, "sync_bn", False) and (device == "cpu" or processes == 1):
         raise OptionError("--sync_bn: batch norm is shared between several GPUs, and this run is of one device")
@@ -68,6 +71,40 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not getattr(args, "deterministic", False)
     return fabric
+
+
+def find_devices(gpu_ids: list[int] | None, nodes: int, *, use_cuda: bool) -> list[int] | int:
+    """Return the GPUs of this machine's processes, or how many processes it has.
+
+    ``--gpu_ids 0,1`` starts one process per GPU. Under torchrun there are as many as torchrun started: Fabric on its
+    own would make every process a rank 0, and all would write the same files.
+
+    Raises:
+        OptionError: torchrun or SLURM started others than the flags ask for: each would train alone, or wait for ever.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # torchrun's
+    if local:
+        world = int(os.environ.get("WORLD_SIZE", local))
+        if world != local * nodes:
+            raise OptionError(
+                f"--num_nodes {nodes}: torchrun started {world} processes, {local} of them on this machine"
+                + (f"; give --num_nodes {world // local}" if world % local == 0 else ", where each has as many")
+            )
+        if gpu_ids and len(gpu_ids) != local:
+            raise OptionError(
+                f"--gpu_ids {','.join(map(str, gpu_ids))}: torchrun started {local} process(es) on this machine; name "
+                "as many GPUs"
+            )
+        return gpu_ids or local
+    devices: list[int] | int = (gpu_ids or [0]) if use_cuda else 1
+    processes = (devices if isinstance(devices, int) else len(devices)) * nodes
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # srun's
+    if tasks > 1 and tasks != processes:
+        raise OptionError(
+            f"srun started {tasks} tasks, and the flags ask for {processes} process(es): give --num_nodes, and one of "
+            "--gpu_ids for each task of a machine"
+        )
+    return devices
 
 
 def synchronize_batch_norm(task: nn.Module) -> nn.Module:

@@ -7,9 +7,11 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -50,7 +52,6 @@ class Plan:
         stop_after: the last epoch of this session.
         seed: of the random state of each epoch.
         limit_train: batches per epoch, or None for all.
-        micro_batch: images that go through the network at a time, or None for the whole batch.
         criterion: the metric whose lowest value is the best epoch's.
         on_step: called with the number of the step, from 1 on, and its batch, after the update.
         on_epoch_end: called with the progress and whether it is the best so far; it saves and draws.
@@ -60,7 +61,6 @@ class Plan:
     stop_after: int
     seed: int
     limit_train: int | None = None
-    micro_batch: int | None = None
     criterion: str = "val_rmse"
     on_step: Callable[[int, Batch], None] = field(default=lambda step, batch: None)
     on_epoch_end: Callable[[Progress, bool], None] = field(default=lambda progress, is_best: None)
@@ -77,6 +77,7 @@ def fit(
     progress: Progress,
     plan: Plan,
     log: RunLog,
+    micro: MicroBatches,
 ) -> None:
     """Train from ``progress`` on to the end of the plan, validating after each epoch.
 
@@ -91,13 +92,13 @@ def fit(
         progress: moved on in place.
         plan: lengths and callbacks.
         log: is told every step and every epoch.
+        micro: how many images of a batch go through the network at a time.
 
     Raises:
         TrainingError: the loss, or a gradient, is not a number: nothing of that step reached the weights. Or the last
             steps left weights that answer with NaN: nothing of that epoch reached a checkpoint.
     """
     steps = steps_per_epoch(train_loader, plan.limit_train)
-    micro = MicroBatches(fabric, plan.micro_batch, log.warn)
     while progress.epoch < plan.stop_after:
         epoch = progress.epoch + 1
         seed_epoch(plan.seed, epoch, fabric.global_rank)
@@ -116,6 +117,7 @@ def fit(
             micro=micro,
             on_step=plan.on_step,
         )
+        share_statistics(fabric, task)
         metrics = validate(epoch)
         progress.epoch, progress.step = epoch, epoch * steps
         is_best = metrics[plan.criterion] < progress.best  # NaN is never less
@@ -185,6 +187,7 @@ def validate(
     limit: int | None,
     scoring: Scoring,
     known: dict[str, Row],
+    micro: MicroBatches,
     epoch: int,
 ) -> Row:
     """Score networks on the validation samples; return their metrics as columns.
@@ -198,6 +201,7 @@ def validate(
         limit: batches, or None for all.
         scoring: how they are held against measured depth.
         known: keeps what does not change from one epoch to the next.
+        micro: how many images of a batch go through a network at a time.
         epoch: for progress bar and messages.
 
     Raises:
@@ -210,7 +214,8 @@ def validate(
             continue
         title = f"epoch {epoch} validation, {prefix}"
         columns = epoch_metrics(
-            evaluate(fabric, network, loader, limit, table=MetricTable(scoring=scoring), title=title), prefix
+            evaluate(fabric, network, loader, limit, table=MetricTable(scoring=scoring), title=title, micro=micro),
+            prefix,
         )
         if not any(parameter.requires_grad for parameter in network.parameters()):
             known[prefix] = columns
@@ -226,7 +231,9 @@ def validate(
 
 
 @torch.no_grad()
-def validate_by_distance(fabric: Fabric, task: Any, loader: DataLoader, limit: int | None, epoch: int) -> Row:
+def validate_by_distance(
+    fabric: Fabric, task: Any, loader: DataLoader, limit: int | None, micro: MicroBatches, epoch: int
+) -> Row:
     """Average over the validation samples how far the student is from its teachers, without measured depth.
 
     Args:
@@ -234,6 +241,7 @@ def validate_by_distance(fabric: Fabric, task: Any, loader: DataLoader, limit: i
         task: its ``distance(batch)`` returns that of each sample, [B].
         loader: yields every validation sample once, over all processes together.
         limit: batches, or None for all.
+        micro: how many images of a batch go through the networks at a time.
         epoch: for progress bar and messages.
 
     Returns:
@@ -247,7 +255,7 @@ def validate_by_distance(fabric: Fabric, task: Any, loader: DataLoader, limit: i
     with Batches(fabric, loader, steps_per_epoch(loader, limit), f"epoch {epoch} validation") as batches:
         for batch in batches:
             with fabric.autocast():
-                distance = task.distance(batch).float()  # [B]
+                distance = micro.answers(task.distance, batch).float()  # [B]
             sums += torch.stack([distance.sum(), torch.tensor(float(len(distance)), device=fabric.device)])
     total, number = (float(reduce(fabric, value, "sum")) for value in sums)
     if math.isnan(total):
@@ -264,6 +272,7 @@ def evaluate(
     *,
     table: MetricTable | None = None,
     title: str = "evaluation",
+    micro: MicroBatches | None = None,
 ) -> MetricTable:
     """Predict every sample of ``loader`` and return the table of its metrics, gathered from all processes.
 
@@ -274,13 +283,16 @@ def evaluate(
         limit: batches, or None for all.
         table: how to score; by default depth in metres under both of BatVision's masks.
         title: of the progress bar.
+        micro: how many images of a batch go through the model at a time; by default all, or as many as fit.
     """
+    micro = micro or MicroBatches(fabric)
     was_training = model.training
     model.eval()
     table = MetricTable() if table is None else table
     with Batches(fabric, loader, steps_per_epoch(loader, limit), title) as batches:
         for batch in batches:
-            table.add(batch["index"], predict(fabric, model, batch), batch["depth"])
+            prediction = micro.answers(partial(predict, fabric, model), batch)  # [B, 1, H, W]
+            table.add(batch["index"], prediction, batch["depth"])
     model.train(was_training)
     return table.gather()
 
@@ -318,13 +330,16 @@ class NotANumberGuard:
     def __init__(self, fabric: Fabric, optimizer: Optimizer) -> None:
         self._inner: Any = getattr(optimizer, "optimizer", optimizer)
         self._scaled = getattr(fabric._precision, "scaler", None) is not None
+        self._shared = fabric.world_size > 1
         self._tripped = torch.zeros((), device=fabric.device)
+        self._here = torch.zeros((), dtype=torch.bool, device=fabric.device)  # whether a loss of this process did
         self._first = torch.full((), -1.0, device=fabric.device)  # the step that tripped it
         self._recent: deque[tuple[int, list[str]]] = deque(maxlen=READ_EVERY)
 
     def watch(self, step: int, loss: Tensor, ids: Any) -> None:
         """Look at a loss and its gradients, between backward and the optimiser's step."""
         bad = ~torch.isfinite(loss.detach())
+        self._here = torch.where(self._tripped > 0, self._here, bad)
         if not self._scaled:
             groups = self._inner.param_groups
             gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
@@ -342,15 +357,28 @@ class NotANumberGuard:
             return
         first = int(self._first)
         ids = next((ids for step, ids in self._recent if step == first), ["?"])
+        batch, advice = f"the batch of {', '.join(ids)}", "Look at these samples, or lower"
+        if self._shared and not self._here:  # the gradient is the mean over all processes
+            batch, advice = f"{batch}, or in that of another process", "Unless another one names its samples, lower"
         raise TrainingError(
-            f"the loss or its gradient is not a number at step {first + 1}, in the batch of {', '.join(ids)}; "
-            "the weights and checkpoints are those from before. Look at these samples, or lower --learning_rate"
+            f"the loss or its gradient is not a number at step {first + 1}, in {batch}; "
+            f"the weights and checkpoints are those from before. {advice} --learning_rate"
         )
 
 
 def steps_per_epoch(loader: DataLoader, limit: int | None) -> int:
     """Return the number of batches of an epoch under a limit."""
     return min(len(loader), limit) if limit else len(loader)
+
+
+def share_statistics(fabric: Fabric, task: nn.Module) -> None:
+    """Give all processes the first one's buffers, which a checkpoint holds: all score their samples with one network.
+
+    Else each would use the running statistics of batch norm over its own share of the last batches.
+    """
+    if fabric.world_size > 1:
+        for buffer in task.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def reduce(fabric: Fabric, value: Tensor, by: str) -> Tensor:
@@ -363,6 +391,7 @@ def reduce(fabric: Fabric, value: Tensor, by: str) -> Tensor:
 class Batches:
     """The first ``steps`` batches of a loader, on the device, under a progress bar that is quiet where nobody looks.
 
+    ``index`` alone stays on the CPU, for those who read or keep rows by it: they need not wait for the device.
     An error that a loader's worker met comes out as it was raised there.
     """
 
@@ -380,7 +409,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         try:
             for _, batch in zip(range(self._steps), self._loader, strict=False):
-                yield self._fabric.to_device(batch)
+                kept = {key: batch[key] for key in ("index",) if key in batch}
+                yield {**self._fabric.to_device(batch), **kept}
                 self._bar.update()
         except UserError as error:
             raise from_worker(error) from None

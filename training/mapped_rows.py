@@ -123,7 +123,8 @@ class MappedRows:
 def open_whole(folder: Path, name: str = "rows.npy") -> np.ndarray | None:
     """Open the rows of a folder to be read, if all are there and done: [N, ...]; None if not.
 
-    Nothing is written, so that the folder may be read-only; what a process changes in the array stays its own.
+    Nothing is written, and the array cannot be: a private mapping that could would be held against the memory of the
+    machine, which may be smaller than the file.
 
     Raises:
         DataError: its files are damaged.
@@ -132,7 +133,7 @@ def open_whole(folder: Path, name: str = "rows.npy") -> np.ndarray | None:
         return None
     try:
         done = np.load(folder / DONE)
-        return np.lib.format.open_memmap(folder / name, mode="c") if done.all() else None
+        return np.lib.format.open_memmap(folder / name, mode="r") if done.all() else None
     except (OSError, ValueError, EOFError) as error:
         raise damaged(folder, error) from error
 

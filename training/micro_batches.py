@@ -16,7 +16,7 @@ from training.task import Batch, count_images
 
 
 class MicroBatches:
-    """Forward and backward, a part of the batch at a time.
+    """Forward and backward, or forward alone, a part of the batch at a time.
 
     Each part's loss counts by its share of the images, so that losses which are means over images add up to the whole
     batch's; each part knows how often a mean over its labelled images counts (``training.task.label_weight``). What
@@ -42,9 +42,26 @@ class MicroBatches:
         Raises:
             TrainingError: a single image is more than the memory holds, or one of several processes ran out.
         """
+        return self._fitting(lambda: self._pass(task, batch, progress), batch, task)
+
+    def answers(self, ask: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """Return what ``ask`` says of a batch, [B, ...], asked of a part at a time, without gradients.
+
+        Raises:
+            TrainingError: as :meth:`backward` does.
+        """
+
+        def ask_all() -> Tensor:
+            with torch.no_grad():
+                return torch.cat([ask(part) for _, part in split_batch(batch, self.size or len(batch["id"]))])
+
+        return self._fitting(ask_all, batch)
+
+    def _fitting(self, work: Callable[[], Any], batch: Batch, task: nn.Module | None = None) -> Any:
+        """Return what ``work`` does to a batch, begun again in halved parts as long as the memory does not hold it."""
         while True:
             try:
-                return self._pass(task, batch, progress)
+                return work()
             except torch.OutOfMemoryError:
                 images = len(batch["id"])
                 size = min(self.size or images, images)
@@ -56,7 +73,8 @@ class MicroBatches:
             # Out of the handler: the error kept the failed pass and its tensors alive.
             self.size = (size + 1) // 2
             self._warn(f"out of memory with {size} images at a time; from now on {self.size}, as often as it takes")
-            task.zero_grad(set_to_none=True)
+            if task is not None:
+                task.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 

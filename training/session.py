@@ -30,6 +30,7 @@ from training.experiment import Experiment, Start
 from training.loop import Plan, Progress
 from training.machine import peak_memory
 from training.metrics import BATVISION, Scoring
+from training.micro_batches import MicroBatches
 from training.options import plain_arguments
 from training.run_log import Row, RunLog
 from training.task import Batch, Task
@@ -74,13 +75,14 @@ class Validation:
     Attributes:
         criterion: the column whose lowest value is the best epoch's.
         scoring: how the student, and the networks that the task watches, are held against measured depth.
-        measure: called with the epoch, returns the columns instead, where there is no measured depth.
+        measure: called with how many images go through a network at a time, and the epoch; returns the columns
+            instead, where there is no measured depth.
         figure: the criterion in words, with a place for its value.
     """
 
     criterion: str = "val_rmse"
     scoring: Scoring = BATVISION
-    measure: Callable[[int], Row] | None = None
+    measure: Callable[[MicroBatches, int], Row] | None = None
     figure: str = "validation RMSE {:.4f} m"
 
 
@@ -198,13 +200,13 @@ def run_training(
 
     networks = {"val": student, **{f"val_{name}": model for name, model in task.watched().items()}}
     scored: Any = (fabric, networks, val_loader, args.limit_val_batches, validation.scoring, {})
-    validate = validation.measure or partial(loop.validate, *scored)
+    micro = MicroBatches(fabric, args.micro_batch, log.warn)
+    validate = partial(validation.measure or partial(loop.validate, *scored), micro)
     plan = Plan(
         epochs=args.nb_epochs,
         stop_after=last,
         seed=args.seed,
         limit_train=args.limit_train_batches,
-        micro_batch=args.micro_batch,
         criterion=criterion,
         on_step=on_step,
         on_epoch_end=on_epoch_end,
@@ -213,7 +215,7 @@ def run_training(
     try:
         loop.fit(
             fabric, wrapped, wrapped_optimizer, scheduler, train_loader, validate,
-            progress=progress, plan=plan, log=log,
+            progress=progress, plan=plan, log=log, micro=micro,
         )  # fmt: skip
         conclude(args, experiment, progress, validation, log)
         peak = peak_memory(fabric.device.type) / 2**30

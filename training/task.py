@@ -154,6 +154,16 @@ def model_inputs(model: Any, batch: Batch) -> tuple[Tensor, ...]:
                  for key in model.inputs)  # fmt: skip
 
 
+def in_scene(metres: Tensor, batch: Batch) -> Tensor:
+    """Return what a picture's viewer says in metres, [B, C, H, W], in those of the scenes as they were scaled.
+
+    A scaled scene has a ``scale`` [B] in the batch: its echoes and its depth were scaled, its picture is the same.
+    """
+    if "scale" not in batch:
+        return metres
+    return metres.float() * batch["scale"][:, None, None, None]
+
+
 def label_weight(batch: Batch) -> Tensor | float:
     """Return how often a mean over the labelled images of this part of a batch counts: 1, where the batch is whole.
 

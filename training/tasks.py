@@ -14,7 +14,7 @@ from torch.nn.parameter import Parameter
 
 from training.depth_losses import TASK_LOSSES, edge_aware_smoothness, edge_loss, l1_loss, low_pass
 from training.metrics import images_with, valid_pixels
-from training.task import Batch, Guest, Task, count_images, label_weight, mean_over_images, model_inputs
+from training.task import Batch, Guest, Task, count_images, in_scene, label_weight, mean_over_images, model_inputs
 from training.teacher_cache import TeacherCache
 from utils_distillation_loss import (
     DisparityDistillationLoss,
@@ -180,7 +180,8 @@ class DistillationTask(Task):
                 f"feature_{level}": mean_over_images(value) if value.ndim else value
                 for level, value in self.features(heard, seen).items()
             }
-        taught = self.in_scene(taught, batch)
+        if self.teacher.model.output == "metres":  # a disparity has none to scale
+            taught = in_scene(taught, batch)
         valid = valid_pixels(batch["depth"])
         labelled = images_with(valid)  # [B]
         measured = self.task_loss(depth, batch["depth"], valid)  # [B], 0 without a label
@@ -200,16 +201,10 @@ class DistillationTask(Task):
         """Return the teacher's answer [B, 1, H, W] to a batch of training, asked for now or long ago."""
         if self.cache is None:
             return self.teacher(batch)
-        answer = self.cache.read(batch["index"])
+        answer = self.cache.read(batch["index"], batch["depth"].device)
         if "mirrored" not in batch:
             return answer
         return torch.where(batch["mirrored"][:, None, None, None], answer.flip(-1), answer)
-
-    def in_scene(self, taught: Tensor, batch: Batch) -> Tensor:
-        """Return a teacher's answer [B, 1, H, W] in the metres of scaled scenes. Disparity has no metres to scale."""
-        if "scale" not in batch or self.teacher.model.output != "metres":
-            return taught
-        return taught.float() * batch["scale"][:, None, None, None]
 
     def distance(self, batch: Batch) -> Tensor:
         """Return how far the student is from a teacher that gives metres, the mean over the pixels in metres: [B]."""
@@ -289,7 +284,7 @@ class AdaBinsDistillationTask(Task):
         looks = self.teacher is not None and phase != "finetune"
         learns = looks and (phase == "teacher" or not self.frozen)
         seen = self.ask_teacher(batch, learns) if looks else None
-        taught = self.in_scene(seen, batch)
+        taught = self.in_scene(seen, batch) if seen else None
         heard = None if phase == "teacher" else self.student(*model_inputs(self.student, batch), return_features=True)
 
         terms: dict[str, Tensor] = {}
@@ -320,12 +315,9 @@ class AdaBinsDistillationTask(Task):
 
     def in_scene(self, seen: Any, batch: Batch) -> Any:
         """Return a teacher's answer in the metres of scaled scenes: its depth, and the centres of its bins."""
-        if seen is None or "scale" not in batch:
-            return seen
         depth, features = seen
-        scale = batch["scale"][:, None, None, None]
-        bins = {"centres": features["centres"] * scale} if "centres" in features else {}
-        return depth.float() * scale, {**features, **bins}
+        bins = {"centres": in_scene(features["centres"], batch)} if "centres" in features else {}
+        return in_scene(depth, batch), {**features, **bins}
 
     def as_seen(self, batch: Batch) -> Tensor:
         """Return the measured depth [B, 1, H, W] of the scenes in the size that their pictures show.
@@ -434,7 +426,8 @@ class DisparityDistillationTask(Task):
             counted, weight = images_with(valid_pixels(batch["depth"])), label_weight(batch)  # [B]
             terms = loss(disparity, teacher(batch))
         elif self.cache is not None:
-            terms = loss(disparity, self.cache.answer(batch["index"], lambda: self.ask(teacher, batch)[0]))
+            answer = self.cache.answer(batch["index"], lambda: self.ask(teacher, batch)[0], disparity.device)
+            terms = loss(disparity, answer)
         else:
             taught, closer, seen = self.ask(teacher, batch)
             local = (disparity, closer, batch["boxes"]) if closer.shape[1] else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from errors import TrainingError
 from training.mapped_rows import MappedRows
 
-COMPARED = 8  # pictures of which a cache's key holds every pixel
+COMPARED = 8  # pictures of which a cache's key follows from every pixel
 
 
 class TeacherCache:
@@ -53,15 +53,16 @@ class TeacherCache:
         )
 
     @torch.compiler.disable
-    def answer(self, index: Tensor, ask: Callable[[], Tensor]) -> Tensor:
+    def answer(self, index: Tensor, ask: Callable[[], Tensor], device: str | torch.device = "cpu") -> Tensor:
         """Return the teacher's maps of some rows: read where all are done, else asked for and kept.
 
         Args:
-            index: [B], the rows.
+            index: [B], the rows; on the CPU, or else reading them waits for the device.
             ask: returns their maps [B, 1, S, S].
+            device: where they are wanted.
 
         Returns:
-            [B, 1, S, S] float32, rounded to float16, on the device of ``index``.
+            [B, 1, S, S] float32, rounded to float16.
 
         Raises:
             TrainingError: a map that float16 does not hold.
@@ -75,12 +76,14 @@ class TeacherCache:
                     f"{np.finfo(np.float16).max:g}); train without it"
                 )
             self._maps.keep(rows, maps)
-        return self.read(index)
+        return self.read(index, device)
 
     @torch.compiler.disable
-    def read(self, index: Tensor) -> Tensor:
+    def read(self, index: Tensor, device: str | torch.device = "cpu") -> Tensor:
         """Return the maps of rows that are all done, as :meth:`answer` does."""
-        return torch.from_numpy(self._maps.values[index.cpu().numpy()]).to(index.device).float()[:, None]
+        maps = torch.from_numpy(self._maps.values[index.cpu().numpy()])  # [B, S, S]
+        maps = maps.pin_memory() if torch.device(device).type == "cuda" else maps
+        return maps.to(device, non_blocking=True).float()[:, None]
 
     @property
     def whole(self) -> bool:
@@ -91,8 +94,8 @@ class TeacherCache:
 def open_cache(fabric: Fabric, folder: Path, teacher: Any, pictures: Any, size: int, **key: Any) -> TeacherCache:
     """Open the cache of a teacher's answers to the pictures of a split, or lay it out.
 
-    Its key is what they follow from: the teacher's weights, and the pictures, of which the names are compared, and a
-    few by their pixels.
+    Its key is what they follow from: the teacher's weights, and the pictures: the names, sizes and times of all their
+    files, and the pixels of a few, which show how they are prepared.
 
     Args:
         fabric: the processes, of one machine.
@@ -104,9 +107,9 @@ def open_cache(fabric: Fabric, folder: Path, teacher: Any, pictures: Any, size: 
 
     Raises:
         OptionError: as :class:`TeacherCache` does.
-        DataError: likewise.
+        DataError: likewise; a picture's file cannot be looked at.
     """
-    digest = hashlib.sha256("\n".join(pictures.ids).encode())
+    digest = hashlib.sha256(pictures.state_of_files("rgb").encode())
     for index in range(0, len(pictures), -(-len(pictures) // COMPARED)):
         digest.update(pictures[index]["rgb"].numpy().tobytes())
     key |= {"teacher": bytes(teacher.fingerprint.tolist()).hex(), "pictures": digest.hexdigest()}
