@@ -210,6 +210,11 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         data = data_options(args, checkpoint, path)
         if candidates:  # the samples are the first one's, the preprocessing is its own
             data |= {key: candidates[0].data[key] for key in ("name", "dataset_dir", "holdout_location")}
+        if "audio" in model.inputs and "audio_samples" not in data and data["name"] != checkpoint["args"]["dataset"]:
+            print(
+                f"warning: {path} hears recordings of {checkpoint['args']['dataset']} whole; those of {data['name']} "
+                "have another length, and to it another axis of time"
+            )
         if data["name"] == "nyu":  # scored at the size and in the range of what was measured, whatever was learnt from
             data |= {"native_depth": True, "min_depth": NYU_RANGE[0], "max_depth": NYU_RANGE[1]}
         if args.image_size:

@@ -110,6 +110,8 @@ def create_dataset(
             much larger or smaller), ``seed`` (of both), ``native_depth`` (leave the depth at its own size, for
             evaluation), ``crops`` (training only: views of a :class:`CropRule`),
             ``rgb_filter`` (``bilinear``, or ``bicubic`` for Depth Anything's networks: how pictures are resized),
+            ``audio_samples`` (that a recording is cut or filled up to, of a network trained on other data; None
+            takes the data set's own number),
             ``cache_dir`` (keep prepared samples there, see :mod:`dataloaders.sample_cache`), ``problems`` (a list of
             :class:`Problem` that gets all that is wrong; else the first ends it).
 

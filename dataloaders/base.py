@@ -119,6 +119,7 @@ class DepthDataset(Dataset):
         native_depth: bool = False,
         crops: CropRule | None = None,
         rgb_filter: str = "bilinear",
+        audio_samples: int | None = None,
         cache_dir: str | Path | None = None,
         problems: list[Problem] | None = None,
     ) -> None:
@@ -141,7 +142,7 @@ class DepthDataset(Dataset):
             "max_depth": self.max_depth,
             "min_depth": self.min_depth,
             "audio_format": audio_format if "audio" in self.can_supply else None,
-            "audio_samples": self._heard_samples(audio_format),
+            "audio_samples": self._heard_samples(audio_format, audio_samples),
             "sample_rate": transforms.SAMPLE_RATE if "audio" in self.can_supply else None,
             "resample": bool(resample),
             "rgb_filter": rgb_filter,
@@ -392,11 +393,11 @@ class DepthDataset(Dataset):
         if self.cache_dir is not None and self.native_depth:
             raise OptionError("--cache_dir keeps maps of one size, not of their own")
 
-    def _heard_samples(self, audio_format: str) -> int | None:
+    def _heard_samples(self, audio_format: str, wanted: int | None) -> int | None:
         """Return how many samples of a recording are heard: all that the cap asks for, where time has a zero."""
         if "audio" not in self.can_supply:
             return None
-        samples = self.audio_samples()
+        samples = self.audio_samples() if wanted is None else wanted
         return transforms.cut_samples(self.max_depth) if samples is None and audio_format == "interaural" else samples
 
     def _held_out(self, rows: list[Row], holdout: str | None) -> list[Row]:

@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from make_data import truncate, write_batvision_v2, write_nyu_b
+from make_data import truncate, write_batvision_v1, write_batvision_v2, write_nyu_b
 
 import evaluate
+import train_baseline
 import train_rgb_depth
 from dataloaders import create_dataset, create_loader
 from dataloaders.base import location_names
@@ -342,3 +343,40 @@ def test_a_validation_that_sees_no_measured_depth_ends_the_training(holes, tmp_p
     flags += ("--nb_epochs", 1, "--batch_size", 2, "--limit_val_batches", 1)
     code, _, errors = run_cli(train_rgb_depth.main, *flags)
     assert code == 2 and "validation images has measured depth" in errors and "--limit_val_batches" in errors
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded")
+    rows = {"train": 4, "val": 2, "test": 2}
+    return {
+        "batvisionv1": write_batvision_v1(folder / "v1", rows=rows, frames=4410),
+        "batvisionv2": write_batvision_v2(folder / "v2", rows=rows, locations=("Attic",), frames=9000),
+    }
+
+
+@pytest.mark.parametrize(
+    ("learnt", "audio_format", "samples"),
+    [("batvisionv2", "spectrogram", 7782), ("batvisionv2", "interaural", 7782), ("batvisionv1", "spectrogram", None)],
+)
+def test_other_data_are_heard_on_the_axis_of_time_that_was_learnt(
+    recorded, tmp_path, run_cli, learnt, audio_format, samples
+):
+    """V2's recordings are cut where the cap asks for it, V1's are heard whole: its spectrograms end earlier."""
+    other = next(name for name in recorded if name != learnt)
+    code, _, errors = run_cli(
+        train_baseline.main, "--model", "unet_baseline", "--audio_format", audio_format, "--dataset", learnt,
+        "--dataset_dir", recorded[learnt], *SMALL, "--batch_size", 2, "--nb_epochs", 1, "--output_dir", tmp_path,
+        "--experiment_name", "e",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    checkpoint = tmp_path / "checkpoints/e/best_model.pth"
+    flags = ("--checkpoint", checkpoint, "--dataset", other, "--dataset_dir", recorded[other])
+    report, out = report_of(run_cli, tmp_path, *flags)
+    assert report["data"].get("audio_samples") == samples
+    assert ("another axis of time" in out) is (samples is None)
+    data = create_dataset(**report["data"], split="test", modalities={"audio"})
+    trained_on = create_dataset(learnt, recorded[learnt], "test", 32, audio_format=audio_format, modalities={"audio"})
+    if samples:
+        data.read_audio = trained_on.read_audio = lambda row: torch.linspace(-1, 1, 4410).sin().expand(2, -1)
+        assert torch.equal(data[0]["audio"], trained_on[0]["audio"])

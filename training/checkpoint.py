@@ -234,6 +234,8 @@ def dataset_options_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]
     }
     if preprocessing.get("audio_format") is not None:
         options["audio_format"] = preprocessing["audio_format"]
+    if preprocessing.get("audio_samples") is not None:  # the axis of time, also on another data set
+        options["audio_samples"] = preprocessing["audio_samples"]
     if "rgb_filter" in preprocessing:
         options["rgb_filter"] = preprocessing["rgb_filter"]
     return options
