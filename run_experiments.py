@@ -137,12 +137,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.output_dir / "reports" / (args.report or args.suite)
     rooms = examination.draw_rooms(scores, folder / "rooms.png")
     repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]
+    missing = "not there" if args.report_only else "failed"
     for path in write_report(
-        folder, suite, scores, list(records.values()), command=repeated, commands=commands, failed=failed, rooms=rooms
-    ):
+        folder, suite, scores, list(records.values()), command=repeated, commands=commands, failed=failed, rooms=rooms,
+        warnings=examination.warnings(scores), missing=missing,
+    ):  # fmt: skip
         print(f"report: {path}", flush=True)
     if failed:
-        what = "are not there" if args.report_only else "failed"
+        what = f"are {missing}" if args.report_only else missing
         raise TrainingError(f"{len(failed)} of the trainings {what}; the report names them and why")
 
 

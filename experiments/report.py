@@ -10,9 +10,7 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +22,12 @@ import torch
 
 from errors import DataError
 from experiments.records import METRICS, Record
-from experiments.runs import REPOSITORY, Run
+from experiments.runs import Run
 from experiments.statistics import Interval, change_interval, closed_interval, mean_interval
 from experiments.suites import Suite
 from training.files import write_whole
 from training.machine import cpu_name
+from training.version import commit
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -120,13 +119,16 @@ def _percent(found: Interval, form: str) -> str:
     return f"{value} % (95 %: {low} to {high} %)"
 
 
-def table(suite: Suite, scores: Mapping[str, Scores], reference: float | None) -> list[list[str]]:
+def table(
+    suite: Suite, scores: Mapping[str, Scores], reference: float | None, missing: str = "failed"
+) -> list[list[str]]:
     """Return the suite's table as texts, its header first.
 
     Args:
         suite: the rows and their controls.
-        scores: by the name of a row; a row that failed has none.
+        scores: by the name of a row; some may have none.
         reference: RMSE in metres of the mean depth map; None where no training pair has depth.
+        missing: what is said of a row without scores.
     """
     head = ["", "RMSE [m]", "95 %", "seeds", "of the mean map's", "ABS_REL", "delta1", "minutes"]
     lines = [[*head, "against its control", "95 %"]]
@@ -135,7 +137,7 @@ def table(suite: Suite, scores: Mapping[str, Scores], reference: float | None) -
     for run in suite.rows:
         row = scores.get(run.name)
         if row is None:
-            lines.append([run.name, "failed", *[""] * 8])
+            lines.append([run.name, missing, *[""] * 8])
             continue
         mean = mean_interval(row.errors)
         seeds = " ".join(f"{value:.3f}" for value in row.errors.mean(axis=1))
@@ -155,7 +157,7 @@ def table(suite: Suite, scores: Mapping[str, Scores], reference: float | None) -
 
 def draw_curves(scores: Mapping[str, Scores]) -> bytes:
     """Draw the validation RMSE by epoch, the mean over the seeds and their range: a PNG."""
-    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, max(5, 0.5 + 0.17 * len(scores))), layout="constrained")
     colors = matplotlib.colormaps["tab20"]
     for number, (name, row) in enumerate(scores.items()):
         length = min(len(curve) for curve in row.curves)
@@ -163,7 +165,8 @@ def draw_curves(scores: Mapping[str, Scores]) -> bytes:
             continue
         curves = np.array([curve[:length] for curve in row.curves])
         epochs = np.arange(1, length + 1)
-        axis.plot(epochs, curves.mean(axis=0), label=name, color=colors(number % 20))
+        line = ("-", "--", ":")[number // 20 % 3]  # there are twenty colours
+        axis.plot(epochs, curves.mean(axis=0), label=name, color=colors(number % 20), linestyle=line)
         axis.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), alpha=0.15, color=colors(number % 20))
     axis.set_xlabel("epoch")
     axis.set_ylabel("validation RMSE [m]")
@@ -200,15 +203,10 @@ def _png(figure: Any) -> bytes:
 
 def versions() -> dict[str, str]:
     """Return what made the figures: commit, Python, libraries, machine."""
-    commit = "unknown"
-    with suppress(OSError):  # there is no git
-        command = ["git", "describe", "--always", "--dirty"]
-        said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
-        commit = said or commit
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy"))
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
-        "commit": commit,
+        "commit": commit() or "unknown",
         "Python": platform.python_version(),
         "libraries": libraries,
         "machine": f"{cpu_name()}, {os.cpu_count()} cores{gpu}",
@@ -224,7 +222,9 @@ def write_report(
     command: Sequence[str],
     commands: Sequence[str],
     failed: Mapping[tuple[str, int], str],
-    rooms: Path | None,
+    rooms: tuple[Path | None, str],
+    warnings: Sequence[str] = (),
+    missing: str = "failed",
 ) -> list[Path]:
     """Write ``report.md`` with its pictures, and ``report.html``, which needs no other file.
 
@@ -235,27 +235,33 @@ def write_report(
         records: of all trainings; the report says what made them.
         command: what repeats the suite.
         commands: what it ran.
-        failed: why, of each (name, seed) that failed.
-        rooms: a picture of the same test samples as each row predicts them.
+        failed: why, of each (name, seed) that has no scores.
+        rooms: a picture of the same test samples as each row predicts them, and its caption; None, and why there is
+            none.
+        warnings: of the trainings.
+        missing: what is said of that which has no scores.
     """
     folder.mkdir(parents=True, exist_ok=True)
     means = [record.mean_map for record in records if record.mean_map is not None]
     reference = min(means, default=None)  # the mean of the most labels is the best one
     pictures = {"bars.png": draw_bars(suite, scores, reference), "curves.png": draw_curves(scores)}
-    if rooms is not None and rooms.is_file():
-        pictures["rooms.png"] = rooms.read_bytes()
+    drawn, caption = rooms
+    if drawn is not None:
+        pictures["rooms.png"] = drawn.read_bytes()
     captions = {
         "bars.png": "Test RMSE of each row.",
         "curves.png": "Validation RMSE by epoch: mean and range of the seeds.",
-        "rooms.png": "The same test samples, from the easiest to the hardest for the first row.",
+        "rooms.png": caption,
     }
-    lines = table(suite, scores, reference)
+    lines = table(suite, scores, reference, missing)
     notes = [
         *findings(suite, scores),
         "RMSE in metres per image over the measured pixels, then the mean over the test images. Intervals: 95 %, from "
-        "a bootstrap over seeds and test images; those of a difference are paired. Minutes: of one training, without "
-        "that of its teacher, the median of the seeds.",
-        *(f"{name}, seed {seed}: failed ({why})" for (name, seed), why in failed.items()),
+        "a bootstrap over seeds and test images; those of a difference are paired, over the seeds that both rows have. "
+        "Minutes: of one training, without that of its teacher, the median of the seeds.",
+        *(f"{name}, seed {seed}: {missing} ({why})" for (name, seed), why in failed.items()),
+        *warnings,
+        *([] if drawn else [caption]),
         *(f"{key}: {'; '.join(dict.fromkeys(r.made_by[key] for r in records))}" for key in records[0].made_by),
     ]
     repeat = f"python {shlex.join(command)}"
@@ -269,9 +275,8 @@ def write_report(
     page += [f"<pre>{html.escape(repeat)}</pre>"]
     for name, picture in pictures.items():
         source = base64.b64encode(picture).decode()
-        page.append(
-            f'<figure><img src="data:image/png;base64,{source}"><figcaption>{captions[name]}</figcaption></figure>'
-        )
+        said, kind = html.escape(captions[name]), ' class="wide"' if name == "rooms.png" else ""
+        page.append(f'<figure{kind}><img src="data:image/png;base64,{source}"><figcaption>{said}</figcaption></figure>')
     page += ["<details><summary>What was run</summary><pre>", html.escape("\n".join(commands)), "</pre></details>"]
     files = {**pictures, "report.md": "\n".join(text).encode(), "report.html": (_HEAD + "\n".join(page)).encode()}
     for name, content in files.items():
@@ -288,6 +293,9 @@ td:first-child, th:first-child { text-align: left }
 pre { background: #f5f5f5; padding: .7rem; overflow-x: auto }
 img { max-width: 100% }
 figure { margin: 2rem 0 }
+figure.wide { overflow-x: auto }
+figure.wide img { max-width: none }
+figure.wide figcaption { position: sticky; left: 0 }
 figcaption { color: #555 }
 </style>
 """

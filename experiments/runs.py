@@ -24,6 +24,7 @@ from training.checkpoint import load_checkpoint
 from training.files import write_whole
 from training.machine import count_cores
 
+BEGUN = "begun"  # in the place of the seconds
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -86,15 +87,27 @@ class Laboratory:
 
     @property
     def times(self) -> Path:
-        """The file that says how many seconds each start of a training took."""
+        """The file that says that each training was begun, and how many seconds it took to its end."""
         return self.output_dir / "logs" / "times.csv"
 
     def minutes(self, run: Run, seed: int) -> float:
-        """Return how long a run trained, over all of its starts; NaN where nobody wrote it down."""
+        """Return how long a run trained, over all of its starts; NaN where nobody wrote down the end of one."""
         if not self.times.is_file():
             return math.nan
         rows = [line.rsplit(",", 1) for line in self.times.read_text(encoding="utf-8").splitlines()]
-        return sum(float(seconds) for folder, seconds in rows if folder == run.folder(seed)) / 60 or math.nan
+        said = [seconds for folder, seconds in rows if folder == run.folder(seed)]
+        ends = [float(seconds) for seconds in said if seconds != BEGUN]
+        return math.nan if said.count(BEGUN) > len(ends) else sum(ends) / 60 or math.nan
+
+    def commit(self, run: Run, seed: int) -> str | None:
+        """Return the commit that trained the best epoch of a run; None where nobody wrote it down."""
+        return load_checkpoint(self.best(run, seed))["versions"].get("commit")
+
+    def warnings(self, run: Run, seed: int) -> list[str]:
+        """Return the lines in which a run warned of something."""
+        log = self.output_dir / "logs" / f"{run.folder(seed)}.txt"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        return [line.strip() for line in lines if line.startswith("warning:")]
 
     def epochs_done(self, run: Run, seed: int) -> int:
         """Return how many epochs of a run are done, 0 where its last checkpoint cannot be read."""
@@ -226,16 +239,20 @@ class Laboratory:
         with write_whole(kept) as file:
             file.write(asked.encode())
         self.say(f"python {shlex.join(command)}")
+        self._note_time(run, seed, BEGUN)
         begun = time.monotonic()
         with log.open("a", encoding="utf-8") as file:
             ended = self.call(command, file)
         seconds = time.monotonic() - begun
-        with self._lock, self.times.open("a", encoding="utf-8") as file:
-            file.write(f"{run.folder(seed)},{seconds:.1f}\n")
+        self._note_time(run, seed, f"{seconds:.1f}")
         if ended.returncode == 0:
             self.say(f"{run.name}, seed {seed}: {seconds / 60:.1f} minutes")
             return None
         return f"exit code {ended.returncode}: {last_line(log.read_text(encoding='utf-8', errors='replace'))} ({log})"
+
+    def _note_time(self, run: Run, seed: int, what: str) -> None:
+        with self._lock, self.times.open("a", encoding="utf-8") as file:
+            file.write(f"{run.folder(seed)},{what}\n")
 
     def kept_command(self, run: Run, seed: int) -> tuple[Path, str]:
         """Return the file that says what trained a run, and what it says of the one that is asked for."""

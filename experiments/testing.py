@@ -16,7 +16,7 @@ from experiments.report import Scores, gather_scores, versions
 from experiments.runs import Laboratory, Run, last_line
 from experiments.settings import parse, without_folders
 from experiments.suites import Suite
-from training.metrics import mean_depth, valid_pixels
+from training.metrics import NYU_RANGE, mean_depth, scoring_on
 
 LOOKED_AT = 5  # test samples, from the first to the last, whose depth tells the data from others of these names
 Records = dict[tuple[str, int], Record]  # by the name of a row, and a seed
@@ -62,20 +62,24 @@ class Examination:
         asked = dict(zip(self.suite.evaluate[::2], self.suite.evaluate[1::2], strict=True))
         trained = parse(self.laboratory.command(self.suite.rows[0], 0))
         elsewhere = "--dataset" in asked
+        name = asked.get("--dataset", trained.dataset)
         data = create_dataset(
-            asked.get("--dataset", trained.dataset),
+            name,
             asked.get("--dataset_dir", trained.dataset_dir),
             asked.get("--split", "test"),
             trained.image_size,
-            trained.max_depth or DEFAULT_MAX_DEPTHS[trained.dataset],
-            min_depth=trained.min_depth,
+            NYU_RANGE[1] if name == "nyu" else trained.max_depth or DEFAULT_MAX_DEPTHS[trained.dataset],
+            min_depth=NYU_RANGE[0] if name == "nyu" else trained.min_depth,
             holdout_location=None if elsewhere else trained.holdout_location,
             modalities={"depth"},
+            native_depth=name == "nyu",  # as evaluate.py has it
         )
+        scoring = scoring_on(name, "metres", "metric", data.max_depth)
+        first_mask = next(iter(scoring.masks.values()))
         depths: dict[str, float | None] = {}
         for index in {i * (len(data) - 1) // (LOOKED_AT - 1) for i in range(LOOKED_AT)}:
             depth = data[index]["depth"][None]
-            valid = valid_pixels(depth)
+            valid = scoring.valid(depth, first_mask)
             depths[data.ids[index]] = shortened(mean_depth(depth, valid).item()) if valid.any() else None
         return data.ids, depths
 
@@ -105,7 +109,8 @@ class Examination:
         what = self.command(run, seed), self.laboratory.trained_settings(run, seed)
         minutes = self.laboratory.minutes(run, seed)
         try:
-            record = read_results(*self.files(run, seed), run.epochs, *what, minutes, self.made_by)
+            made_by = self.made_by | {"commit": self.laboratory.commit(run, seed) or self.made_by["commit"]}
+            record = read_results(*self.files(run, seed), run.epochs, *what, minutes, made_by)
         except DataError as error:
             return f"{error}"
         if self.kept is not None:
@@ -114,7 +119,7 @@ class Examination:
 
     @cached_property
     def made_by(self) -> dict[str, str]:
-        """Commit, versions and machine."""
+        """Commit, versions and machine of the test."""
         return versions()
 
     def scores(self, records: Records) -> dict[str, Scores]:
@@ -126,15 +131,39 @@ class Examination:
                 found[run.name] = gather_scores(run, by_seed)
         return found
 
-    def draw_rooms(self, scores: Mapping[str, Scores], path: Path) -> Path | None:
-        """Draw the same test samples as the first seed of every row predicts them whose network is here."""
-        best = [self.laboratory.best(run, scores[run.name].seeds[0]) for run in self.suite.rows if run.name in scores]
-        files = [f"{file}" for file in best if file.is_file()]
-        if not files:
-            return None
+    def draw_rooms(self, scores: Mapping[str, Scores], path: Path) -> tuple[Path | None, str]:
+        """Draw the same test samples as the first seed of every row predicts them whose network is here.
+
+        Returns:
+            The picture and its caption; or None, and why there is none.
+        """
+        lab, rows = self.laboratory, [(run, scores[run.name].seeds[0]) for run in self.suite.rows if run.name in scores]
+        here = [row for row in rows if lab.epochs_done(*row) >= row[0].epochs and not lab.not_of_this_command(*row)]
+        if len(here) < 2:
+            return None, f"No picture of the test samples: the networks of {len(here)} rows are in {lab.output_dir}."
         path.parent.mkdir(parents=True, exist_ok=True)
-        ended = self.laboratory.call([*self.evaluate(*files), "--cases", f"{path}"])
-        return path if ended.returncode == 0 else None
+        files = [f"{lab.best(*row)}" for row in here]
+        ended = lab.call([*self.evaluate(*files), "--cases", f"{path}"])
+        if ended.returncode:
+            return None, f"No picture of the test samples: {last_line(ended.stderr)}"
+        others = f" The networks of the other rows are not in {lab.output_dir}." if len(here) < len(rows) else ""
+        return path, (
+            f"The same test samples as predicted by {'; '.join(run.name for run, _ in here)}: from the easiest to the "
+            f"hardest for the first of these.{others}"
+        )
+
+    def warnings(self, scores: Mapping[str, Scores]) -> list[str]:
+        """Return what the trainings of rows with scores warned of, where their logs are here.
+
+        Of lines of one row that differ by their numbers alone, the first.
+        """
+        kinds: dict[str, str] = {}
+        for run in self.suite.rows:
+            for seed in scores[run.name].seeds if run.name in scores else ():
+                for warning in self.laboratory.warnings(run, seed):
+                    line = f"{run.name}: {warning}"
+                    kinds.setdefault(re.sub(r"\d+", "", line), line)
+        return list(kinds.values())
 
     def test(self, run: Run, seed: int) -> str | None:
         """Test the best epoch of a run, unless it is tested; return why that failed, if it did."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import json
 import math
 import re
@@ -15,17 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make_data import write_nyu_b
+from PIL import Image
 
 import run_experiments
 from dataloaders import create_dataset
 from errors import DataError
 from experiments.records import read_depths, read_results
-from experiments.report import Scores, change, draw_bars, findings, table
+from experiments.report import Scores, change, draw_bars, draw_curves, findings, table
 from experiments.runs import Laboratory, Run, with_teachers
 from experiments.settings import differences, settings_in, settings_of, without_folders
 from experiments.statistics import change_interval, closed_interval, mean_interval, resample
-from experiments.suites import PRESETS, SMOKE, SUITES, Setting
+from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Examination
+from training.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TESTED = [(name, 2.0) for name in "abcde"]
@@ -293,11 +297,57 @@ def test_a_suite_from_nothing_to_a_report(smoke, rooms, capsys):
     assert f"python run_experiments.py smoke --dataset_dir {rooms}" in report
     page = (smoke / "reports/smoke/report.html").read_text()
     assert len(re.findall(r"data:image/png;base64,", page)) == 3, "bars, curves and rooms"
+    rows = [row.name for row in SUITES["smoke"](Setting(SMOKE, 3)).rows]
+    assert f"as predicted by {'; '.join(rows)}: from the easiest to the hardest for the first" in report
+    assert "The networks of the other rows" not in report and "warning" not in report
+    log = smoke / "logs" / "rgb_50_labels_2_epochs_seed0.txt"
+    said = log.read_text()
+    log.write_text(f"{said}warning: epoch 1: 3 are blank\nwarning: epoch 2: 4 are blank\n")
     assert '<img src="data:' in page and "http" not in page, "it needs no other file"
     before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*.pth")}
     run_experiments.main(["smoke", "--dataset_dir", str(rooms), "--seeds", "0", "--output_dir", str(smoke)])
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*.pth")} == before, "what is done is not done again"
     assert "minutes" not in capsys.readouterr().out
+    report = (smoke / "reports/smoke/report.md").read_text()
+    assert report.count("are blank") == 1 and "- RGB, 50 % labels, 2 epochs: warning: epoch 1: 3 are blank" in report
+    log.write_text(said)
+
+
+def test_minutes_of_a_start_whose_end_nobody_wrote_down_are_not_known(tmp_path):
+    laboratory = Laboratory(tmp_path, ())
+    run = Run("one", ("train.py",), 2)
+    assert math.isnan(laboratory.minutes(run, 0))
+    laboratory.times.parent.mkdir()
+    for lines, minutes in (
+        ("one_seed0,60.0\n", 1.0),  # of a version that wrote down the ends alone
+        ("one_seed0,begun\none_seed0,60.0\none_seed1,begun\n", 1.0),
+        ("one_seed0,begun\none_seed0,60.0\none_seed0,begun\none_seed0,30.0\n", 1.5),
+        ("one_seed0,begun\none_seed0,begun\none_seed0,30.0\n", math.nan),
+    ):
+        laboratory.times.write_text(lines)
+        assert laboratory.minutes(run, 0) == pytest.approx(minutes, nan_ok=True)
+
+
+def test_a_legend_has_room_for_all_rows():
+    scores = {
+        f"row {number}": Scores(Run(f"row {number}", (), 2), [0], TESTED, np.ones((1, 5)), {}, [[1.0, 0.5 + number]])
+        for number in range(37)
+    }
+    few, many = (
+        Image.open(io.BytesIO(draw_curves(dict(list(scores.items())[:number])))).size for number in (5, len(scores))
+    )
+    assert few[0] == many[0] and many[1] > 1.3 * few[1]
+
+
+def test_scores_on_nyu_are_known_again(tmp_path):
+    """``evaluate.py`` scores maps of their own size within Eigen's crop; so is the test known by its depths."""
+    frames = write_nyu_b(tmp_path / "nyu", size=(480, 640), rows={"train": 20, "test": 2})
+    data = ("--dataset", "nyu", "--dataset_dir", f"{frames}")
+    run = Run("RGB", ("train_rgb_depth.py", "--base_channels", "4"), 1)
+    laboratory = Laboratory(tmp_path / "runs", data, ("--image_size", "32", "--batch_size", "8", "--num_workers", "0"))
+    examination = Examination(laboratory, Suite("?", [run]), [0], tmp_path)
+    assert laboratory.train_all([run], [0], then=examination.examine) == {}
+    assert set(examination.known()) == {("RGB", 0)}
 
 
 def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms):
@@ -363,7 +413,9 @@ def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
 
     code, _, err = run_cli(run_experiments.main, *common, "--output_dir", tmp_path, "--seeds", 0, 1, "--report_only")
     assert code == 2 and err.count("\n") == 1 and "3 of the trainings are not there" in err
-    assert "0 of its 2 epochs are trained" in (tmp_path / "reports/smoke/report.md").read_text()
+    report = (tmp_path / "reports/smoke/report.md").read_text()
+    assert "seed 1: not there (0 of its 2 epochs are trained)" in report and "failed" not in report
+    assert f"No picture of the test samples: the networks of 0 rows are in {tmp_path}" in report
 
     path = next(iter(kept.glob("audio_alone*.json")))
     path.write_text(path.read_text().replace("--base_channels 4", "--base_channels 5"))
@@ -371,6 +423,8 @@ def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
     assert code == 2 and "another command" in err and "--scores_dir" in err
     path.write_text(path.read_text().replace("--base_channels 5", "--base_channels 4"))
     record = json.loads(path.read_text())
+    trained = load_checkpoint(next(smoke.glob("checkpoints/audio_alone*/best_model.pth")))
+    assert record["made_by"]["commit"] == trained["versions"].get("commit", "unknown")
     test = create_dataset("simulated", rooms, "test", image_size=32, modalities={"depth"})
     depths = [depth[depth > 0].double().mean().item() for depth in (test[i]["depth"] for i in range(len(test)))]
     assert record["images"] == test.ids and record["depths"] == pytest.approx(depths, rel=1e-4)

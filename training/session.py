@@ -34,7 +34,7 @@ from training.micro_batches import MicroBatches
 from training.options import plain_arguments
 from training.run_log import Row, RunLog
 from training.task import Batch, Task
-from training.version import VERSION
+from training.version import VERSION, commit
 from training.visualization import Column, error_map, save_curves, save_grid
 
 # Flags that may differ between a run and its continuation without a change to its end.
@@ -321,7 +321,12 @@ def checkpoint_state(
         "epoch": progress.epoch,
         "step": progress.step,
         "best": {"value": progress.best, "epoch": progress.best_epoch, "criterion": criterion},
-        "versions": {"toolkit": VERSION, "python": platform.python_version(), "torch": str(torch.__version__)},
+        "versions": {
+            "toolkit": VERSION,
+            **({"commit": origin} if (origin := commit()) else {}),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        },
         **machine(args, fabric),
         "training": {
             "task_state_dict": task.extra_state(),
