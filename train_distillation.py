@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataloaders import DepthDataset, create_loader, create_training_data, create_training_split
+from dataloaders.transforms import swap_ears
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
 from models.blocks import EARS
@@ -37,6 +38,7 @@ from utils_distillation_loss import (
     ResponseDistillation,
 )
 
+HEARING = ("audio_format", "audio_samples")  # how a network hears, in its preprocessing
 # Of the flags that only say how features are matched. None in the parser, so that one given in vain is refused.
 FEATURE_DEFAULTS: dict[str, Any] = {
     "feature_loss": "mse",
@@ -63,7 +65,7 @@ def create_parser() -> argparse.ArgumentParser:
         "--cache_teacher",
         type=Path,
         metavar="DIR",
-        help="ask it once for each picture, before --augment, and for its mirror image; keep the answers here",
+        help="ask it once about each scene, before --augment, and about the mirrored one; keep the answers here",
     )
     group.add_argument("--student_model", choices=hearing, default="binaural_attention", help="what learns")
     options.add_width_option(group, "its width", metavar="N")
@@ -139,11 +141,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         schedule=args.schedule,
     )
     if args.cache_teacher:
-        task.cache = ask_beforehand(args, fabric, task.teacher)
-    validation = create_validation(args, fabric, task, datasets["val"], loaders["val"])
+        task.cache = ask_beforehand(args, fabric, task.teacher, checkpoint)
+    shown = "audio" not in teacher.inputs or not args.cache_teacher  # what the student is shown, as it learnt it
+    validation = create_validation(args, fabric, task, datasets["val"], loaders["val"], shown=shown)
     if validation.measure is not None:
         notes.append("no validation pair has measured depth: epochs are compared by the distance from the teacher [m]")
-    columns = columns_with(task.teacher, fabric, measured=validation.measure is None)
+    columns: Callable[[Batch, Tensor], list[Column]] = depth_columns
+    if shown:
+        columns = columns_with(task.teacher, fabric, measured=validation.measure is None)
     run_training(
         args, fabric, task, loaders["train"], loaders["val"], columns=columns, notes=notes, validation=validation
     )
@@ -198,7 +203,7 @@ def check_teacher(
         preprocessing: of the student's samples.
 
     Raises:
-        OptionError: it does not see, or hears otherwise than the student.
+        OptionError: it does not see, or would have to hear what the student hears, which is not what it learnt.
         CheckpointError: its file does not say how it hears.
     """
     path, before = args.teacher_checkpoint, checkpoint["preprocessing"] if checkpoint else {}
@@ -206,19 +211,20 @@ def check_teacher(
         takes = " and ".join(teacher.inputs)
         raise OptionError(f"--teacher_checkpoint {path}: {teacher.name} takes {takes}; a teacher must see (rgb)")
     if "audio" in teacher.inputs:
-        if args.cache_teacher:
-            raise OptionError("--cache_teacher: the teacher hears too, and what it hears is augmented anew each time")
         teacher.check_image_size(args.image_size)
-        if args.augment_scale:
-            raise OptionError("--augment_scale: the teacher hears and sees, and a picture does not show the scale")
         if checkpoint is None:
             raise OptionError(f"--teacher_checkpoint {path}: bare weights do not say what {teacher.name} heard")
-        require_entries(checkpoint, path, "preprocessing", "audio_format", "audio_samples")
-        for key in ("audio_format", "audio_samples"):
+        require_entries(checkpoint, path, "preprocessing", *HEARING)
+        if args.augment_scale and not args.cache_teacher:
+            raise OptionError(
+                "--augment_scale: the teacher hears and sees, and a picture does not show the scale; give "
+                "--cache_teacher, where it is asked beforehand"
+            )
+        for key in () if args.cache_teacher else HEARING:
             if before[key] != preprocessing[key]:
                 raise OptionError(
                     f"--teacher_checkpoint {path}: it was trained with {key} {before[key]}, not {preprocessing[key]}; "
-                    "give the flags of its training"
+                    "give the flags of its training, or --cache_teacher, where it hears what it learnt to hear"
                 )
     parameters = sum(parameter.numel() for parameter in teacher.parameters()) / 1e6
     origin = f"epoch {checkpoint['epoch']} of {path}" if checkpoint else f"{path}"
@@ -231,10 +237,17 @@ def check_teacher(
     return notes
 
 
-def ask_beforehand(args: argparse.Namespace, fabric: Fabric, teacher: Guest) -> TeacherCache:
-    """Return the teacher's answers to all pictures of training, as these are before augmentation."""
+def ask_beforehand(
+    args: argparse.Namespace, fabric: Fabric, teacher: Guest, checkpoint: dict[str, Any] | None
+) -> TeacherCache:
+    """Return the teacher's answers to all that there is to train on, as it is before augmentation.
+
+    A teacher that hears, too, hears it in its own format, whatever the student's is.
+    """
     data = options.dataset_options(args) | {"augment": False, "augment_scale": 0.0}
-    pictures = create_training_split({"rgb"}, data, args.pairs_dir)
+    if "audio" in teacher.model.inputs and checkpoint is not None:
+        data |= {key: checkpoint["preprocessing"][key] for key in HEARING}
+    pictures = create_training_split(set(teacher.model.inputs), data, args.pairs_dir)
     precision = resolve_precision(args.precision, fabric.device.type)
     cache = open_cache(
         fabric, args.cache_teacher, teacher, pictures, args.image_size, precision=precision, view="and its mirror image"
@@ -251,7 +264,7 @@ def ask_beforehand(args: argparse.Namespace, fabric: Fabric, teacher: Guest) -> 
 def ask_once(
     fabric: Fabric, teacher: Guest, cache: TeacherCache, loader: DataLoader, at_a_time: int | None = None
 ) -> None:
-    """Ask a teacher for what a cache lacks: the mean of its answers to a picture and to its mirror image, turned back.
+    """Ask a teacher for what a cache lacks: the mean of its answers to a scene and to the mirrored one, turned back.
 
     That mean errs less than either, and is the same for a scene and for the mirrored one.
 
@@ -259,12 +272,15 @@ def ask_once(
         fabric: device, precision and processes, among which the pictures are shared out.
         teacher: who answers.
         cache: of all rows of ``loader``.
-        loader: yields the pictures in order, ``rgb`` [B, 3, S, S], as they are without augmentation.
-        at_a_time: pictures of a batch that go through the teacher together; None: all.
+        loader: yields the scenes in order, ``rgb`` [B, 3, S, S] and, if the teacher hears, ``audio``, as they are
+            without augmentation.
+        at_a_time: scenes of a batch that go through the teacher together; None: all.
     """
 
     def ask(batch: Batch) -> Tensor:
         mirrored = {**batch, "rgb": batch["rgb"].flip(-1)}
+        if "audio" in batch:
+            mirrored["audio"] = swap_ears(batch["audio"])
         with fabric.autocast():
             here, there = (teacher(view).float() for view in (batch, mirrored))  # [B, 1, S, S]
         return (here + there.flip(-1)) / 2
@@ -339,14 +355,36 @@ def create_features(
 
 
 def create_validation(
-    args: argparse.Namespace, fabric: Fabric, task: DistillationTask, dataset: DepthDataset, loader: DataLoader
+    args: argparse.Namespace,
+    fabric: Fabric,
+    task: DistillationTask,
+    dataset: DepthDataset,
+    loader: DataLoader,
+    *,
+    shown: bool,
 ) -> Validation:
     """Compare epochs by measured depth; where no validation pair has any, by the distance from a metric teacher.
 
     A teacher of disparities says no metres: without measured depth nothing tells one epoch from another.
+
+    Args:
+        args: the flags.
+        fabric: device, precision and processes.
+        task: student and teacher.
+        dataset: the validation samples.
+        loader: of them.
+        shown: whether the teacher can be asked about them, as the student hears them.
+
+    Raises:
+        OptionError: there is neither measured depth nor an answer.
     """
     if dataset.labelled.any() or task.teacher.model.output != "metres":
         return Validation()
+    if not shown:
+        raise OptionError(
+            f"{dataset.dataset_dir}: no validation pair has measured depth, and a teacher that hears is asked, under "
+            "--cache_teacher, about training pairs alone; take a teacher that only sees"
+        )
     return distance_validation(fabric, task, loader, args.limit_val_batches, unit=" m")
 
 

@@ -1,6 +1,7 @@
 """A teacher's answers on the disk: asked once, whole under a kill, and never those of something else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from make_data import write_images
 
+import train_baseline
 import train_distill_any_depth
 import train_distillation
 from dataloaders import create_dataset, create_loader
@@ -199,6 +201,31 @@ def test_the_answer_is_the_mean_over_picture_and_mirror_image(tmp_path, rooms, a
         open_cache(fabric, tmp_path / "c", teacher, create_dataset("simulated", rooms, "val", 32), 32)
 
 
+class EyeAndEar(RGBDepthNet):
+    """Answers with the green of each pixel, and a metre more where the left ear hears more than the right one."""
+
+    name, inputs = "eye_and_ear", ("audio", "rgb")
+
+    def forward(self, audio, rgb, return_features=False):
+        side = (audio[:, 0] - audio[:, 1]).mean(dim=(1, 2))[:, None, None, None]  # [B, 1, 1, 1]
+        half = torch.linspace(1, -1, rgb.shape[-1])  # [W], the left half is positive
+        return rgb[:, 1:2] + 0.5 + 0.5 * (side * half).sign()
+
+
+def test_a_teacher_that_hears_is_asked_about_the_mirrored_scene_with_its_ears_changed(tmp_path, rooms):
+    scenes = create_dataset("simulated", rooms, "train", 32, audio_format="mel", modalities={"rgb", "audio"})
+    fabric, teacher = Fabric(accelerator="cpu", devices=1), Guest(EyeAndEar(4))
+    cache = open_cache(fabric, tmp_path / "c", teacher, scenes, 32)
+    loader = create_loader(scenes, 4, shuffle=False, num_workers=0)
+    train_distillation.ask_once(fabric, teacher, cache, loader)
+    sample = scenes[3]
+    expected = teacher({"audio": sample["audio"][None], "rgb": sample["rgb"][None]})
+    assert torch.allclose(cache.read(torch.tensor([3])), expected, atol=1e-3), "the mirrored scene has the same answer"
+    other = create_dataset("simulated", rooms, "train", 32, audio_format="spectrogram", modalities={"rgb", "audio"})
+    with pytest.raises(OptionError, match="something else: pictures"):
+        open_cache(fabric, tmp_path / "c", teacher, other, 32)
+
+
 def test_any_picture_that_changed_is_noticed(tmp_path):
     root = tmp_path / "pictures"
     write_images(root / "train", count=30, size=(32, 32))
@@ -307,3 +334,30 @@ def test_an_ear_learns_from_answers_that_were_kept(tmp_path, rooms, asked, run_c
     ):
         code, _, errors = run(*cached, *more, "--experiment_name", "other")
         assert code == 2 and named in errors and len(errors.splitlines()) == 1
+
+
+def test_a_teacher_that_hears_hears_what_it_learnt_to_hear(tmp_path, rooms, run_cli):
+    """It learnt from spectrograms, the student hears both ears together, of scenes that are scaled and mirrored."""
+    data = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path, "--image_size", 32)
+    data += ("--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--nb_epochs", 1)
+    fusion = ("--model", "multimodal_fusion", "--experiment_name", "fusion")
+    assert run_cli(train_baseline.main, *fusion, *data)[0] == 0
+    teacher = ("--teacher_checkpoint", tmp_path / "checkpoints/fusion/best_model.pth")
+    ear = (*teacher, "--attention_levels", 5, "--label_fraction", 0, *data)
+    changed = ("--augment", "--augment_scale", 0.2)
+    code, _, errors = run_cli(train_distillation.main, *ear, *changed)
+    assert code == 2 and "give --cache_teacher" in errors
+    code, _, errors = run_cli(train_distillation.main, *ear)
+    assert code == 2 and "audio_format spectrogram, not interaural" in errors
+    cached = (*ear, *changed, "--cache_teacher", tmp_path / "answers")
+    code, out, errors = run_cli(train_distillation.main, *cached, "--experiment_name", "ear")
+    assert (code, errors) == (0, "") and "multimodal_fusion" in out
+    assert load_checkpoint(tmp_path / "checkpoints/ear/last.pth")["preprocessing"]["audio_format"] == "interaural"
+
+    unmeasured = tmp_path / "unmeasured"
+    shutil.copytree(rooms, unmeasured)
+    for table in unmeasured.glob("*/*.csv"):
+        lines = [line.rsplit(",", 2)[0] + ",," for line in table.read_text().splitlines()[1:]]
+        table.write_text("\n".join([table.read_text().splitlines()[0], *lines, ""]))
+    code, _, errors = run_cli(train_distillation.main, *cached, "--dataset_dir", unmeasured, "--overwrite")
+    assert code == 2 and "no validation pair has measured depth" in errors

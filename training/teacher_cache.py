@@ -15,7 +15,7 @@ from torch import Tensor
 from errors import TrainingError
 from training.mapped_rows import MappedRows
 
-COMPARED = 8  # pictures of which a cache's key follows from every pixel
+COMPARED = 8  # samples of which a cache's key follows from every value
 
 
 class TeacherCache:
@@ -94,14 +94,14 @@ class TeacherCache:
 def open_cache(fabric: Fabric, folder: Path, teacher: Any, pictures: Any, size: int, **key: Any) -> TeacherCache:
     """Open the cache of a teacher's answers to the pictures of a split, or lay it out.
 
-    Its key is what they follow from: the teacher's weights, and the pictures: the names, sizes and times of all their
-    files, and the pixels of a few, which show how they are prepared.
+    Its key is what they follow from: the teacher's weights, and the pictures (and sounds): the names, sizes and times
+    of all their files, and the values of a few, which show how they are prepared.
 
     Args:
         fabric: the processes, of one machine.
         folder: of the cache.
         teacher: who answers, a ``Guest``.
-        pictures: the split, as it is without augmentation.
+        pictures: the split, as it is without augmentation; with sounds, for a teacher that hears.
         size: of the maps' sides.
         key: what else the answers follow from; plain values.
 
@@ -109,9 +109,11 @@ def open_cache(fabric: Fabric, folder: Path, teacher: Any, pictures: Any, size: 
         OptionError: as :class:`TeacherCache` does.
         DataError: likewise; a picture's file cannot be looked at.
     """
-    digest = hashlib.sha256(pictures.state_of_files("rgb").encode())
+    digest = hashlib.sha256(" ".join(map(pictures.state_of_files, teacher.model.inputs)).encode())
     for index in range(0, len(pictures), -(-len(pictures) // COMPARED)):
-        digest.update(pictures[index]["rgb"].numpy().tobytes())
+        sample = pictures[index]
+        for modality in teacher.model.inputs:
+            digest.update(sample[modality].numpy().tobytes())
     key |= {"teacher": bytes(teacher.fingerprint.tolist()).hex(), "pictures": digest.hexdigest()}
     output = teacher.model.output
     for creates in (True, False):  # the first process lays it out, then the others open it
