@@ -39,6 +39,7 @@ class Run:
         data: flags that name its data, where these are not the experiment's.
         teacher: whose best model it is given.
         teacher_flag: the flag under which it is given that.
+        asks_once: whether the teacher is asked before the training (``--cache_teacher``).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Run:
     data: tuple[str, ...] | None = None
     teacher: Run | None = None
     teacher_flag: str = "--teacher_checkpoint"
+    asks_once: bool = False
 
     def folder(self, seed: int) -> str:
         """Return the name of the experiment under which one seed is kept."""
@@ -58,8 +60,9 @@ class Laboratory:
     """Where and how runs are made.
 
     Attributes:
-        output_dir: holds ``checkpoints``, ``results`` and ``logs`` of all runs, and ``cache``, the prepared samples
-            that they share: to prepare them anew would take a third of a small run.
+        output_dir: holds ``checkpoints``, ``results`` and ``logs`` of all runs, ``cache``, the prepared samples that
+            they share (to prepare them anew would take a third of a small run), and ``answers`` of teachers that are
+            asked once.
         data: flags that name the data of a run that has none of its own.
         shared: flags of all runs: sizes, workers, precision.
         jobs: runs at a time; each gets its share of the cores.
@@ -123,6 +126,8 @@ class Laboratory:
         command += ["--save_frequency", f"{run.epochs}", "--cache_dir", f"{self.output_dir / 'cache'}"]
         if run.teacher:
             command += [run.teacher_flag, f"{self.best(run.teacher, seed)}"]
+            if run.asks_once:
+                command += ["--cache_teacher", f"{self.output_dir / 'answers' / run.teacher.folder(seed)}"]
         return [*command, "--resume" if done else "--overwrite"]
 
     def settings(self, run: Run, seed: int) -> list[Settings]:

@@ -164,6 +164,15 @@ class Rows:
         name = f"RGB, other rooms, {self.preset.epochs} epochs"
         return Run(name, command, self.preset.epochs, data=self.setting.other_data)
 
+    def other_fusion(self) -> Run | None:
+        """A network that sees and hears, of other rooms with all their labels."""
+        if self.setting.other_data is None:
+            return None
+        model = ("train_baseline.py", "--model", "multimodal_fusion", "--scheduler", "cosine")
+        command = (*model, *self.preset.teacher, *PLAIN[:2], *self.preset.senses)
+        name = f"fusion, other rooms, {self.preset.epochs} epochs"
+        return Run(name, command, self.preset.epochs, data=self.setting.other_data)
+
     def audio(
         self,
         fraction: float = 1.0,
@@ -255,17 +264,24 @@ def ladder(setting: Setting) -> Suite:
 def labels(setting: Setting) -> Suite:
     """With and without distillation, from no label to all of them."""
     make = Rows(setting, setting.preset.epochs)
-    other, more, all_labels = make.other_teacher(), setting.more_pairs, make.audio(1.0).name
+    other, fusion, all_labels = make.other_teacher(), make.other_fusion(), make.audio(1.0).name
+    more = setting.more_pairs
     by_other, more_pairs = "depth distillation by RGB of other rooms", ("--pairs_dir", f"{more}")
     rows: list[Run] = []
     control: dict[str, str] = {}
     rivals: list[tuple[str, str]] = []
     ways: list[tuple[str, str, str]] = []
+    unlabelled: list[Run] = []
     for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
         alone = make.audio(fraction) if fraction else None
         taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
         if other is not None:
             taught.append(make.taught(by_other, fraction=fraction, teacher=other))
+        if fusion is not None and fraction in (0.0, 0.1):  # asked once: nothing that it hears is scaled
+            by_fusion = make.taught("depth distillation by fusion of other rooms", fraction=fraction, teacher=fusion)
+            rivals.append((by_fusion.name, taught[-1].name))  # what its teacher's ears add
+            taught.append(replace(by_fusion, asks_once=True))
+        unlabelled += taught if fraction == 0 else []
         with_more = []
         if more and fraction == 0.1:
             with_more = [make.taught("depth distillation, more pairs", *more_pairs, fraction=fraction)]
@@ -283,8 +299,9 @@ def labels(setting: Setting) -> Suite:
     rows.append(hearing_alike)
     control[hearing_alike.name] = all_labels
     if other is not None:
-        rivals += [(rows[0].name, rival.name) for rival in (*unet, hearing_alike)]  # not one label against all of them
-        rows.append(other)
+        # not one label against all of them
+        rivals += [(row.name, rival.name) for row in unlabelled for rival in (*unet, hearing_alike)]
+        rows += [row for row in (other, fusion) if row is not None]
     return Suite("How many labels the teaching replaces", rows, control, rivals=rivals, ways=ways)
 
 

@@ -130,7 +130,7 @@ def test_bins_that_are_taught_are_held_against_bins_that_are_not(name):
 
 def test_all_rows_of_a_table_take_equally_many_steps():
     for name in ("ladder", "labels"):
-        students = [row for row in SUITES[name](SETTING).rows if not row.name.startswith("RGB")]
+        students = [row for row in SUITES[name](SETTING).rows if not row.name.startswith(("RGB", "fusion"))]
         assert {row.epochs for row in students} == {PRESETS["cpu"].epochs}
         assert all("--steps_per_epoch" in row.command for row in students)
 
@@ -453,8 +453,23 @@ def test_an_eye_of_other_rooms_is_tested_where_all_are(tmp_path):
     laboratory = Laboratory(tmp_path, ("--dataset", "simulated", "--dataset_dir", "/data/rooms"))
     examination = Examination(laboratory, SUITES["labels"](SETTING), [0])
     flags = {row.name: examination.data(row) for row in examination.suite.rows}
-    assert {name for name, given in flags.items() if given} == {"RGB, other rooms, 36 epochs"}
-    assert flags["RGB, other rooms, 36 epochs"] == laboratory.data
+    eyes = {"RGB, other rooms, 36 epochs", "fusion, other rooms, 36 epochs"}
+    assert {name for name, given in flags.items() if given} == eyes
+    assert all(flags[name] == laboratory.data for name in eyes)
+
+
+def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path):
+    laboratory = Laboratory(tmp_path, ("--dataset", "simulated"))
+    taught = [row for row in SUITES["labels"](SETTING).rows if row.asks_once]
+    folders = {
+        seed: {
+            command[command.index("--cache_teacher") + 1] for command in (laboratory.command(r, seed) for r in taught)
+        }
+        for seed in (0, 1)
+    }
+    assert len(taught) == 2 and folders == {
+        seed: {f"{tmp_path / 'answers' / 'fusion_other_rooms_36_epochs_seed'}{seed}"} for seed in (0, 1)
+    }
 
 
 def test_curves_that_two_runs_wrote_are_refused(smoke, tmp_path):
