@@ -140,10 +140,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         task_loss=args.task_loss,
         schedule=args.schedule,
     )
-    if args.cache_teacher:
-        task.cache = ask_beforehand(args, fabric, task.teacher, checkpoint)
     shown = "audio" not in teacher.inputs or not args.cache_teacher  # what the student is shown, as it learnt it
     validation = create_validation(args, fabric, task, datasets["val"], loaders["val"], shown=shown)
+    if args.cache_teacher:
+        task.cache = ask_beforehand(args, fabric, task.teacher, checkpoint)
     if validation.measure is not None:
         notes.append("no validation pair has measured depth: epochs are compared by the distance from the teacher [m]")
     columns: Callable[[Batch, Tensor], list[Column]] = depth_columns
@@ -219,6 +219,12 @@ def check_teacher(
             raise OptionError(
                 "--augment_scale: the teacher hears and sees, and a picture does not show the scale; give "
                 "--cache_teacher, where it is asked beforehand"
+            )
+        learnt_from = checkpoint["args"].get("dataset")
+        if args.cache_teacher and before["audio_samples"] is None and learnt_from != args.dataset:
+            raise OptionError(
+                f"--teacher_checkpoint {path}: it hears recordings of {learnt_from} whole; those of {args.dataset} "
+                "have another length, and to it another axis of time"
             )
         for key in () if args.cache_teacher else HEARING:
             if before[key] != preprocessing[key]:

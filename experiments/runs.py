@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -99,8 +100,9 @@ class Laboratory:
             return math.nan
         rows = [line.rsplit(",", 1) for line in self.times.read_text(encoding="utf-8").splitlines()]
         said = [seconds for folder, seconds in rows if folder == run.folder(seed)]
-        ends = [float(seconds) for seconds in said if seconds != BEGUN]
-        return math.nan if said.count(BEGUN) > len(ends) else sum(ends) / 60 or math.nan
+        if any(one == BEGUN and then == BEGUN for one, then in itertools.pairwise([*said, BEGUN])):
+            return math.nan
+        return sum(float(seconds) for seconds in said if seconds != BEGUN) / 60 or math.nan
 
     def commit(self, run: Run, seed: int) -> str | None:
         """Return the commit that trained the best epoch of a run; None where nobody wrote it down."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dataloaders import DEFAULT_MAX_DEPTHS, create_dataset
-from errors import DataError
+from errors import CheckpointError, DataError
 from experiments.records import Record, load, read_depths, read_results, save, shortened
 from experiments.report import Scores, gather_scores, versions
 from experiments.runs import Laboratory, Run, last_line
@@ -111,7 +111,7 @@ class Examination:
         try:
             made_by = self.made_by | {"commit": self.laboratory.commit(run, seed) or self.made_by["commit"]}
             record = read_results(*self.files(run, seed), run.epochs, *what, minutes, made_by)
-        except DataError as error:
+        except (DataError, CheckpointError) as error:
             return f"{error}"
         if self.kept is not None:
             save(record, self.record(run, seed))
@@ -139,30 +139,28 @@ class Examination:
         """
         lab, rows = self.laboratory, [(run, scores[run.name].seeds[0]) for run in self.suite.rows if run.name in scores]
         here = [row for row in rows if lab.epochs_done(*row) >= row[0].epochs and not lab.not_of_this_command(*row)]
-        if len(here) < 2:
-            return None, f"No picture of the test samples: the networks of {len(here)} rows are in {lab.output_dir}."
+        if not here:
+            return None, f"No picture of the test samples: no row's network is in {lab.output_dir}."
         path.parent.mkdir(parents=True, exist_ok=True)
         files = [f"{lab.best(*row)}" for row in here]
         ended = lab.call([*self.evaluate(*files), "--cases", f"{path}"])
         if ended.returncode:
             return None, f"No picture of the test samples: {last_line(ended.stderr)}"
         others = f" The networks of the other rows are not in {lab.output_dir}." if len(here) < len(rows) else ""
-        return path, (
-            f"The same test samples as predicted by {'; '.join(run.name for run, _ in here)}: from the easiest to the "
-            f"hardest for the first of these.{others}"
-        )
+        names = "; ".join(run.name for run, _ in here)
+        order = "its best and its worst" if len(here) == 1 else "from the easiest to the hardest for the first of these"
+        return path, f"The same test samples as predicted by {names}: {order}.{others}"
 
     def warnings(self, scores: Mapping[str, Scores]) -> list[str]:
         """Return what the trainings of rows with scores warned of, where their logs are here.
 
         Of lines of one row that differ by their numbers alone, the first.
         """
-        kinds: dict[str, str] = {}
+        kinds: dict[tuple[str, str], str] = {}
         for run in self.suite.rows:
             for seed in scores[run.name].seeds if run.name in scores else ():
                 for warning in self.laboratory.warnings(run, seed):
-                    line = f"{run.name}: {warning}"
-                    kinds.setdefault(re.sub(r"\d+", "", line), line)
+                    kinds.setdefault((run.name, re.sub(r"\d+", "", warning)), f"{run.name}: {warning}")
         return list(kinds.values())
 
     def test(self, run: Run, seed: int) -> str | None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import run_experiments
+from experiments.suites import PRESETS, SUITES, Setting
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("benchmarks/*.md")])
 USERS = REPOSITORY.parent / "shared" / "spec" / "user_documents"
@@ -106,3 +109,25 @@ def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+SCORED = [
+    words for words in commands(REPOSITORY / "docs/results.md") if "--scores_dir" in words or "labels_core" in words
+]
+
+
+@pytest.mark.parametrize("words", [pytest.param(words, id=words[2]) for words in SCORED])
+def test_a_table_of_the_results_is_repeated_from_its_records(words):
+    """Each row and seed that the command names has its scores in the repository: nothing is left to train."""
+    args = run_experiments.create_parser().parse_args(words[2:])
+    other = ("--dataset", "simulated", "--dataset_dir", "other")
+    setting = Setting(PRESETS["cpu"], 93, other, "pairs", "Storage" if args.suite == "transfer" else None)
+    suite = run_experiments.choose_rows(SUITES[args.suite](setting), args.only)
+    kept = REPOSITORY / "docs/scores/cpu"
+    missing = {
+        row.folder(seed)
+        for row in suite.rows
+        for seed in args.seeds
+        if not (kept / f"{row.folder(seed)}.json").exists()
+    }
+    assert not missing

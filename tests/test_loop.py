@@ -296,6 +296,7 @@ def test_a_nan_of_another_process_accuses_no_sample_of_this_one(processes, here)
     ("gpus", "nodes", "started", "expected"),
     [
         (None, 1, {}, [0]),
+        (None, None, {"LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1}, 1),
         ([2, 3], 1, {}, [2, 3]),
         (None, 2, {"LOCAL_WORLD_SIZE": 4, "WORLD_SIZE": 8}, 4),
         ([2, 3], 1, {"LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}, [2, 3]),
@@ -318,6 +319,8 @@ def test_processes_are_those_that_were_started(monkeypatch, gpus, nodes, started
         (None, 1, {"LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 3}, "as many"),
         ([0], 1, {"LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}, "--gpu_ids 0: torchrun started 2"),
         (None, 1, {"SLURM_STEP_NUM_TASKS": 2}, r"2 tasks.*1 process\(es\)"),
+        (None, None, {"SLURM_STEP_NUM_TASKS": 2}, "one process"),
+        ([0], None, {"LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}, "one process"),
         ([0, 1], 1, {"SLURM_STEP_NUM_TASKS": 4}, "--num_nodes"),
     ],
 )
@@ -326,3 +329,22 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch, gpus, nodes, 
         monkeypatch.setenv(name, str(value))
     with pytest.raises(OptionError, match=named):
         find_devices(gpus, nodes, use_cuda=True)
+
+
+SLURM = {"SLURM_JOB_NAME": "train", "SLURM_JOB_ID": 12345, "SLURM_NNODES": 2, "SLURM_NTASKS_PER_NODE": 1}
+SLURM |= {"SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NODEID": 0, "SLURM_NODELIST": "localhost"}
+
+
+@pytest.mark.parametrize(
+    ("job", "named"),
+    [
+        ({"SLURM_NTASKS": 2}, "SLURM has started 1: .* start the script by srun"),  # python, where srun was meant
+        ({"SLURM_NTASKS": 1, "SLURM_STEP_NUM_TASKS": 1}, "SLURM has started 1"),
+        ({"SLURM_NTASKS": 2, "SLURM_NNODES": 1}, "--num_nodes 2, .*Set `num_nodes=1`"),
+    ],
+)
+def test_a_slurm_job_that_would_wait_for_ever_is_refused(monkeypatch, job, named):
+    for name, value in (SLURM | job).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(OptionError, match=named):
+        create_fabric(argparse.Namespace(gpu_ids=None, num_nodes=2, precision="32", device="cpu"))

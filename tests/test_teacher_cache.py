@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
-from make_data import write_images
+from make_data import write_batvision_v1, write_batvision_v2, write_images
 
 import train_baseline
 import train_distill_any_depth
@@ -359,5 +359,12 @@ def test_a_teacher_that_hears_hears_what_it_learnt_to_hear(tmp_path, rooms, run_
     for table in unmeasured.glob("*/*.csv"):
         lines = [line.rsplit(",", 2)[0] + ",," for line in table.read_text().splitlines()[1:]]
         table.write_text("\n".join([table.read_text().splitlines()[0], *lines, ""]))
-    code, _, errors = run_cli(train_distillation.main, *cached, "--dataset_dir", unmeasured, "--overwrite")
-    assert code == 2 and "no validation pair has measured depth" in errors
+    fresh = ("--cache_teacher", tmp_path / "fresh")
+    code, _, errors = run_cli(train_distillation.main, *cached, *fresh, "--dataset_dir", unmeasured)
+    assert code == 2 and "no validation pair has measured depth" in errors and not (tmp_path / "fresh").exists()
+
+    v1, v2 = write_batvision_v1(tmp_path / "v1"), write_batvision_v2(tmp_path / "v2")
+    there = ("--dataset", "batvisionv1", "--dataset_dir", v1)
+    assert run_cli(train_baseline.main, *fusion, *data, *there, "--overwrite")[0] == 0
+    code, _, errors = run_cli(train_distillation.main, *cached, *fresh, "--dataset", "batvisionv2", "--dataset_dir", v2)
+    assert code == 2 and "another axis of time" in errors and not (tmp_path / "fresh").exists()

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from torch import nn
 
 from errors import OptionError
 from training.machine import keep_freed_memory
 
+STEP = "SLURM_STEP_NUM_TASKS"  # how many processes srun has started; not set where it has started none
 FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -47,7 +49,7 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
     if not use_cuda:
         keep_freed_memory()
     nodes = getattr(args, "num_nodes", 1)
-    devices = find_devices(args.gpu_ids if use_cuda else None, nodes, use_cuda=use_cuda)
+    devices = find_devices(args.gpu_ids if use_cuda else None, getattr(args, "num_nodes", None), use_cuda=use_cuda)
     processes = (devices if isinstance(devices, int) else len(devices)) * nodes
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script says itself what it runs on
     precision: Any = FABRIC_PRECISION[resolve_precision(args.precision, device)]
@@ -61,8 +63,17 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
             precision=None if mixed else precision,
             plugins=Autocast(precision, device) if mixed else None,
         )
-    except ValueError as error:  # of a SLURM job that has other nodes or tasks
-        raise OptionError(f"--num_nodes {nodes}, {processes // nodes} processes on each: {error}") from error
+        environment: Any = getattr(fabric.strategy, "cluster_environment", None)
+        managed = processes > 1 and isinstance(environment, SLURMEnvironment)  # it starts none, and waits for all
+        if managed:
+            environment.validate_settings(processes // nodes, nodes)
+    except (ValueError, RuntimeError) as error:  # of a SLURM job that has other nodes or tasks
+        raise OptionError(f"--num_nodes {nodes}, {processes // nodes} process(es) on each: {error}") from error
+    if managed and processes != (tasks := environment.world_size() if STEP in os.environ else 1):
+        raise OptionError(
+            f"the flags ask for {processes} processes, and SLURM has started {tasks}: in a job of that many tasks "
+            "(--ntasks-per-node), start the script by srun"
+        )
     fabric.launch()
     if getattr(args, "sync_bn", False) and (device == "cpu" or processes == 1):
         raise OptionError("--sync_bn: batch norm is shared between several GPUs, and this run is of one device")
@@ -73,18 +84,27 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
     return fabric
 
 
-def find_devices(gpu_ids: list[int] | None, nodes: int, *, use_cuda: bool) -> list[int] | int:
+def find_devices(gpu_ids: list[int] | None, nodes: int | None, *, use_cuda: bool) -> list[int] | int:
     """Return the GPUs of this machine's processes, or how many processes it has.
 
     ``--gpu_ids 0,1`` starts one process per GPU. Under torchrun there are as many as torchrun started: Fabric on its
     own would make every process a rank 0, and all would write the same files.
 
+    Args:
+        gpu_ids: of the flags.
+        nodes: likewise; None of a script that is one process.
+        use_cuda: whether there are GPUs to use.
+
     Raises:
         OptionError: torchrun or SLURM started others than the flags ask for: each would train alone, or wait for ever.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # torchrun's
+    world, tasks = int(os.environ.get("WORLD_SIZE", local)), int(os.environ.get(STEP, 1))
+    if nodes is None:
+        if max(world if local else 1, tasks) > 1:
+            raise OptionError("this script is one process: start it once, without torchrun or srun")
+        nodes = 1
     if local:
-        world = int(os.environ.get("WORLD_SIZE", local))
         if world != local * nodes:
             raise OptionError(
                 f"--num_nodes {nodes}: torchrun started {world} processes, {local} of them on this machine"
@@ -98,7 +118,6 @@ def find_devices(gpu_ids: list[int] | None, nodes: int, *, use_cuda: bool) -> li
         return gpu_ids or local
     devices: list[int] | int = (gpu_ids or [0]) if use_cuda else 1
     processes = (devices if isinstance(devices, int) else len(devices)) * nodes
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # srun's
     if tasks > 1 and tasks != processes:
         raise OptionError(
             f"srun started {tasks} tasks, and the flags ask for {processes} process(es): give --num_nodes, and one of "

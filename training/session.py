@@ -129,6 +129,7 @@ def run_training(
     Raises:
         UserError: before anything is written, when flags, data and checkpoint do not fit each other.
     """
+    commit()  # before it changes, for the checkpoints
     student: Any = task.student
     student.check_image_size(args.image_size)
     validation = validation or Validation()
