@@ -220,7 +220,7 @@ def check_teacher(
                 "--augment_scale: the teacher hears and sees, and a picture does not show the scale; give "
                 "--cache_teacher, where it is asked beforehand"
             )
-        learnt_from = checkpoint["args"].get("dataset")
+        learnt_from = before.get("dataset")
         if args.cache_teacher and before["audio_samples"] is None and learnt_from != args.dataset:
             raise OptionError(
                 f"--teacher_checkpoint {path}: it hears recordings of {learnt_from} whole; those of {args.dataset} "

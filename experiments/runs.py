@@ -106,7 +106,7 @@ class Laboratory:
 
     def commit(self, run: Run, seed: int) -> str | None:
         """Return the commit that trained the best epoch of a run; None where nobody wrote it down."""
-        return load_checkpoint(self.best(run, seed))["versions"].get("commit")
+        return load_checkpoint(self.best(run, seed)).get("versions", {}).get("commit")
 
     def warnings(self, run: Run, seed: int) -> list[str]:
         """Return the lines in which a run warned of something."""
