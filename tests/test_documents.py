@@ -112,7 +112,7 @@ def test_links_lead_somewhere(document):
 
 
 SCORED = [
-    words for words in commands(REPOSITORY / "docs/results.md") if "--scores_dir" in words or "labels_core" in words
+    words for document in DOCUMENTS for words in commands(document) if "--scores_dir" in words or "labels_core" in words
 ]
 
 
