@@ -137,7 +137,7 @@ class SampleCache:
 
     def __init__(self, root: Path, dataset: DepthDataset, num_workers: int = 0) -> None:
         self._found: dict[str, tuple[Path, int]] = {}  # folder, and place of its form among those of the modality
-        self._opened: dict[str, np.ndarray] = {}
+        self._opened: dict[str, Tensor] = {}
         for modality in dataset.modalities:
             key = key_of(dataset, modality)
             folders = [folder_of(root, key, form) for form in FORMS[modality]]
@@ -155,9 +155,8 @@ class SampleCache:
             rows = open_whole(folder)
             if rows is None:
                 raise DataError(f"{folder} has disappeared or is no longer whole; start again")
-            self._opened[modality] = rows
-        kept = torch.from_numpy(np.array(self._opened[modality][index]))  # a copy: the file's own cannot be written to
-        return FORMS[modality][form].decode(kept)
+            self._opened[modality] = _read_only(rows)
+        return FORMS[modality][form].decode(self._opened[modality][index])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped files out: a process that is sent the cache opens its own."""
@@ -167,9 +166,16 @@ class SampleCache:
         for form, folder in enumerate(folders):
             rows = open_whole(folder)
             if rows is not None:
-                self._found[modality], self._opened[modality] = (folder, form), rows
+                self._found[modality], self._opened[modality] = (folder, form), _read_only(rows)
                 return True
         return False
+
+
+def _read_only(rows: np.ndarray) -> Tensor:
+    """Return mapped rows as a tensor; PyTorch would warn that they cannot be written to, and nobody does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(rows)
 
 
 # ----------------------------------------------------------------------------------------------------------------- key
