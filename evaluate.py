@@ -34,7 +34,16 @@ from training.checkpoint import (
 )
 from training.engine import create_fabric
 from training.files import write_json, write_whole, writing
-from training.metrics import DEPTH_BINS, EIGEN_CROP, EIGEN_FRAME, NYU_RANGE, MetricTable, Scoring, scoring_on
+from training.metrics import (
+    DEPTH_BINS,
+    EIGEN_CROP,
+    EIGEN_FRAME,
+    NYU_RANGE,
+    MetricTable,
+    Scoring,
+    scored_samples,
+    scoring_on,
+)
 from training.session import depth_columns, sample_columns
 from training.visualization import save_grid
 
@@ -215,8 +224,7 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
                 f"warning: {path} hears recordings of {checkpoint['args']['dataset']} whole; those of {data['name']} "
                 "have another length, and to it another axis of time"
             )
-        if data["name"] == "nyu":  # scored at the size and in the range of what was measured, whatever was learnt from
-            data |= {"native_depth": True, "min_depth": NYU_RANGE[0], "max_depth": NYU_RANGE[1]}
+        data |= scored_samples(data["name"])  # whatever was learnt from
         if args.image_size:
             data["image_size"] = options.image_size(args.image_size)
             for side in size_pair(data["image_size"]):

@@ -14,8 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataloaders import DepthDataset, create_loader, create_training_data, create_training_split
-from dataloaders.transforms import swap_ears
+from dataloaders import DepthDataset, create_loader, create_training_data, create_training_split, swap_ears
 from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
 from models.blocks import EARS

@@ -16,7 +16,7 @@ from experiments.report import Scores, gather_scores, versions
 from experiments.runs import Laboratory, Run, last_line
 from experiments.settings import parse, without_folders
 from experiments.suites import Suite
-from training.metrics import NYU_RANGE, mean_depth, scoring_on
+from training.metrics import mean_depth, scored_samples, scoring_on
 
 LOOKED_AT = 5  # test samples, from the first to the last, whose depth tells the data from others of these names
 Records = dict[tuple[str, int], Record]  # by the name of a row, and a seed
@@ -63,16 +63,15 @@ class Examination:
         trained = parse(self.laboratory.command(self.suite.rows[0], 0))
         elsewhere = "--dataset" in asked
         name = asked.get("--dataset", trained.dataset)
+        capped = trained.max_depth or DEFAULT_MAX_DEPTHS[trained.dataset]
         data = create_dataset(
             name,
             asked.get("--dataset_dir", trained.dataset_dir),
             asked.get("--split", "test"),
             trained.image_size,
-            NYU_RANGE[1] if name == "nyu" else trained.max_depth or DEFAULT_MAX_DEPTHS[trained.dataset],
-            min_depth=NYU_RANGE[0] if name == "nyu" else trained.min_depth,
+            **({"max_depth": capped, "min_depth": trained.min_depth} | scored_samples(name)),
             holdout_location=None if elsewhere else trained.holdout_location,
             modalities={"depth"},
-            native_depth=name == "nyu",  # as evaluate.py has it
         )
         scoring = scoring_on(name, "metres", "metric", data.max_depth)
         first_mask = next(iter(scoring.masks.values()))

@@ -48,8 +48,9 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
     device = "cuda" if use_cuda else "cpu"
     if not use_cuda:
         keep_freed_memory()
-    nodes = getattr(args, "num_nodes", 1)
-    devices = find_devices(args.gpu_ids if use_cuda else None, getattr(args, "num_nodes", None), use_cuda=use_cuda)
+    asked = getattr(args, "num_nodes", None)  # None: of a script that is one process
+    nodes = asked or 1
+    devices = find_devices(args.gpu_ids if use_cuda else None, asked, use_cuda=use_cuda)
     processes = (devices if isinstance(devices, int) else len(devices)) * nodes
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script says itself what it runs on
     precision: Any = FABRIC_PRECISION[resolve_precision(args.precision, device)]

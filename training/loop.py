@@ -409,8 +409,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         try:
             for _, batch in zip(range(self._steps), self._loader, strict=False):
-                kept = {key: batch[key] for key in ("index",) if key in batch}
-                yield {**self._fabric.to_device(batch), **kept}
+                moved = self._fabric.to_device(batch)
+                yield {**moved, "index": batch["index"]} if "index" in batch else moved
                 self._bar.update()
         except UserError as error:
             raise from_worker(error) from None

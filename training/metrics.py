@@ -160,6 +160,13 @@ BATVISION = Scoring()
 NYU = Scoring(masks={"nyu": NYU_RANGE}, metrics=NYU_METRICS, clip=NYU_RANGE, eigen_crop=True)
 
 
+def scored_samples(dataset: str) -> dict[str, Any]:
+    """Return the arguments of ``create_dataset`` that scoring asks for: NYU's maps at their own size and range."""
+    if dataset == "nyu":
+        return {"native_depth": True, "min_depth": NYU_RANGE[0], "max_depth": NYU_RANGE[1]}
+    return {}
+
+
 def scoring_on(dataset: str, output: str, protocol: str, max_depth: float, *, eigen_crop: bool = True) -> Scoring:
     """Return how a network's ``output`` is scored on a data set: NYU's protocol there, BatVision's elsewhere.
 
