@@ -28,6 +28,7 @@ from training.baselines import FixedPrediction, fit_baselines
 from training.checkpoint import (
     dataset_options_of,
     load_model,
+    other_axis_of_time,
     published_preprocessing,
     require_entries,
     require_folder,
@@ -219,11 +220,8 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         data = data_options(args, checkpoint, path)
         if candidates:  # the samples are the first one's, the preprocessing is its own
             data |= {key: candidates[0].data[key] for key in ("name", "dataset_dir", "holdout_location")}
-        if "audio" in model.inputs and "audio_samples" not in data and data["name"] != checkpoint["args"]["dataset"]:
-            print(
-                f"warning: {path} hears recordings of {checkpoint['args']['dataset']} whole; those of {data['name']} "
-                "have another length, and to it another axis of time"
-            )
+        if "audio" in model.inputs and (why := other_axis_of_time(checkpoint, data["name"])):
+            print(f"warning: {path}: {why}")
         data |= scored_samples(data["name"])  # whatever was learnt from
         if args.image_size:
             data["image_size"] = options.image_size(args.image_size)

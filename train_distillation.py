@@ -19,7 +19,7 @@ from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
 from models.blocks import EARS
 from training import loop, options
-from training.checkpoint import load_model, require_entries
+from training.checkpoint import load_model, other_axis_of_time, require_entries
 from training.engine import create_fabric, resolve_precision, seed_weights
 from training.micro_batches import MicroBatches
 from training.session import Validation, depth_columns, distance_validation, run_training
@@ -214,17 +214,14 @@ def check_teacher(
         if checkpoint is None:
             raise OptionError(f"--teacher_checkpoint {path}: bare weights do not say what {teacher.name} heard")
         require_entries(checkpoint, path, "preprocessing", *HEARING)
+        require_entries(checkpoint, path, "args", "dataset")
         if args.augment_scale and not args.cache_teacher:
             raise OptionError(
                 "--augment_scale: the teacher hears and sees, and a picture does not show the scale; give "
                 "--cache_teacher, where it is asked beforehand"
             )
-        learnt_from = before.get("dataset")
-        if args.cache_teacher and before["audio_samples"] is None and learnt_from != args.dataset:
-            raise OptionError(
-                f"--teacher_checkpoint {path}: it hears recordings of {learnt_from} whole; those of {args.dataset} "
-                "have another length, and to it another axis of time"
-            )
+        if args.cache_teacher and (why := other_axis_of_time(checkpoint, args.dataset)):
+            raise OptionError(f"--teacher_checkpoint {path}: {why}")
         for key in () if args.cache_teacher else HEARING:
             if before[key] != preprocessing[key]:
                 raise OptionError(

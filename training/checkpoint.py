@@ -241,6 +241,20 @@ def dataset_options_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]
     return options
 
 
+def other_axis_of_time(checkpoint: Mapping[str, Any], dataset: str) -> str | None:
+    """Say why recordings of a data set are not heard as those were that a network learnt from; None: they are.
+
+    One that heard recordings whole has their length as its axis of time, and other data have another length.
+    """
+    learnt_from = checkpoint["args"]["dataset"]
+    if dataset == learnt_from or checkpoint["preprocessing"].get("audio_samples") is not None:
+        return None
+    return (
+        f"it hears recordings of {learnt_from} whole; those of {dataset} have another length, and to it another axis "
+        "of time"
+    )
+
+
 def require_folder(data: dict[str, Any], path: Path) -> None:
     """Make sure that the data of a checkpoint are still where they were: simulated rooms would be made anew, as others.
 
