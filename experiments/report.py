@@ -4,99 +4,25 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
 import os
 import platform
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-import numpy as np
 import torch
 
-from errors import DataError
+from experiments.charts import draw_bars, draw_curves, draw_label_curves
 from experiments.records import METRICS, Record
-from experiments.runs import Run
+from experiments.scores import Scores, change, shared
 from experiments.statistics import Interval, change_interval, closed_interval, mean_interval
 from experiments.suites import Suite
 from training.files import write_whole
 from training.machine import cpu_name
 from training.version import commit
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
-
-@dataclass
-class Scores:
-    """The test of one row.
-
-    Attributes:
-        run: what was trained.
-        seeds: those that ended.
-        tested: names of the N test images, and the mean measured depth of each in metres.
-        errors: RMSE in metres [S, N] of these under S seeds.
-        means: further metrics by name, mean over images and seeds.
-        curves: of each seed, the validation RMSE in metres after each epoch.
-        minutes: that each seed trained, without its teacher; NaN where nobody wrote it down.
-    """
-
-    run: Run
-    seeds: list[int]
-    tested: list[tuple[str, float]]
-    errors: np.ndarray
-    means: dict[str, float]
-    curves: list[list[float]]
-    minutes: list[float] = field(default_factory=list)
-
-
-def gather_scores(run: Run, records: Mapping[int, Record]) -> Scores:
-    """Return the scores of a row.
-
-    Args:
-        run: the row.
-        records: by seed.
-
-    Raises:
-        DataError: the seeds were not tested on the same images and depths.
-    """
-    first, *others = records.values()
-    if any(record.tested != first.tested for record in others):
-        raise DataError(f"{run.name}: its seeds were not tested on the same images and depths; test them anew")
-    compared, *shown = ([record.scores[metric] for record in records.values()] for metric in METRICS)
-    means = {metric: float(np.mean(values)) for metric, values in zip(METRICS[1:], shown, strict=True)}
-    minutes = [math.nan if record.minutes is None else record.minutes for record in records.values()]
-    curves = [record.curve for record in records.values()]
-    return Scores(run, list(records), first.tested, np.array(compared), means, curves, minutes)
-
-
-def shared(*rows: Scores | None) -> list[np.ndarray] | None:
-    """Return the errors of rows over the seeds that all of them have; None where there is no such seed, or no row.
-
-    Raises:
-        DataError: the rows were not tested on the same images and depths, so that no image has a pair.
-    """
-    known = [row for row in rows if row is not None]
-    for row in known[1:]:
-        if row.tested != known[0].tested:
-            raise DataError(f"{row.run.name} and {known[0].run.name} were not tested on the same images and depths")
-    seeds = [seed for seed in known[0].seeds if all(seed in row.seeds for row in known)] if known else []
-    if len(known) < len(rows) or not seeds:
-        return None
-    return [row.errors[[row.seeds.index(seed) for seed in seeds]] for row in known]
-
-
-def change(row: Scores, control: Scores | None) -> Interval | None:
-    """Return how a row's RMSE differs from its control's, over the seeds that both have."""
-    errors = shared(row, control)
-    return None if errors is None else change_interval(errors[0], errors[1])
 
 
 def findings(suite: Suite, scores: Mapping[str, Scores]) -> list[str]:
@@ -155,52 +81,6 @@ def table(
     return lines
 
 
-def draw_curves(scores: Mapping[str, Scores]) -> bytes:
-    """Draw the validation RMSE by epoch, the mean over the seeds and their range: a PNG."""
-    figure, axis = plt.subplots(figsize=(9, max(5, 0.5 + 0.17 * len(scores))), layout="constrained")
-    colors = matplotlib.colormaps["tab20"]
-    for number, (name, row) in enumerate(scores.items()):
-        length = min(len(curve) for curve in row.curves)
-        if length == 0:
-            continue
-        curves = np.array([curve[:length] for curve in row.curves])
-        epochs = np.arange(1, length + 1)
-        line = ("-", "--", ":")[number // 20 % 3]  # there are twenty colours
-        axis.plot(epochs, curves.mean(axis=0), label=name, color=colors(number % 20), linestyle=line)
-        axis.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), alpha=0.15, color=colors(number % 20))
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("validation RMSE [m]")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))  # no line is under it
-    return _png(figure)
-
-
-def draw_bars(suite: Suite, scores: Mapping[str, Scores], reference: float | None) -> bytes:
-    """Draw each row's RMSE with its interval, and each seed as a point: a PNG."""
-    rows = [run.name for run in suite.rows if run.name in scores]
-    figure, axis = plt.subplots(figsize=(9, 0.8 + 0.34 * len(rows)), layout="constrained")
-    controls = set(suite.control.values())
-    for place, name in enumerate(reversed(rows)):
-        mean = mean_interval(scores[name].errors)
-        axis.barh(place, mean.value, color="tab:gray" if name in controls else "tab:blue", alpha=0.7)
-        axis.plot([mean.low, mean.high], [place, place], color="black")
-        points = scores[name].errors.mean(axis=1)
-        axis.plot(points, [place] * len(points), ".", color="black", markersize=4)
-    if reference is not None:
-        axis.axvline(reference, color="tab:red", linestyle="--", label="mean depth map")
-        axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))  # no bar is under it
-    axis.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=8)
-    axis.set_xlabel("test RMSE [m], 95 % interval, seeds; controls in grey")
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=110)
-    plt.close(figure)
-    return stream.getvalue()
-
-
 def versions() -> dict[str, str]:
     """Return what made the figures: commit, Python, libraries, machine."""
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy"))
@@ -245,12 +125,15 @@ def write_report(
     means = [record.mean_map for record in records if record.mean_map is not None]
     reference = min(means, default=None)  # the mean of the most labels is the best one
     pictures = {"bars.png": draw_bars(suite, scores, reference), "curves.png": draw_curves(scores)}
+    if any(row in scores for points in suite.label_curves.values() for _, row in points):
+        pictures["labels.png"] = draw_label_curves(suite, scores)
     drawn, caption = rooms
     if drawn is not None:
         pictures["rooms.png"] = drawn.read_bytes()
     captions = {
         "bars.png": "Test RMSE of each row.",
         "curves.png": "Validation RMSE by epoch: mean and range of the seeds.",
+        "labels.png": "Test RMSE by the share of the training pairs that have a label: mean and range of the seeds.",
         "rooms.png": caption,
     }
     lines = table(suite, scores, reference, missing)

@@ -116,6 +116,8 @@ class Suite:
         evaluate: flags for the test, beside the checkpoint.
         rivals: further pairs of rows to hold against each other, by name: the first against the second.
         ways: names of three rows: which share of the way from the first to the last has the second gone?
+        label_curves: by the name of a line in the chart of error against labels, its points: a share of the labels,
+            and the name of the row that had so many.
     """
 
     title: str
@@ -124,6 +126,7 @@ class Suite:
     evaluate: tuple[str, ...] = ()
     rivals: list[tuple[str, str]] = field(default_factory=list)
     ways: list[tuple[str, str, str]] = field(default_factory=list)
+    label_curves: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
 
 
 # A control lacks the teaching and nothing else. Taught students have no smoothness and no edges in their loss.
@@ -271,6 +274,7 @@ def labels(setting: Setting) -> Suite:
     control: dict[str, str] = {}
     rivals: list[tuple[str, str]] = []
     ways: list[tuple[str, str, str]] = []
+    label_curves: dict[str, list[tuple[float, str]]] = {}
     unlabelled: list[Run] = []
     for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
         alone = make.audio(fraction) if fraction else None
@@ -288,7 +292,10 @@ def labels(setting: Setting) -> Suite:
         if more and other is not None and fraction == 0:
             with_more = [make.taught(f"{by_other}, more pairs", *more_pairs, fraction=fraction, teacher=other)]
         unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
-        rows += [*([alone] if alone else []), *taught, *with_more, *unet]
+        of_these = [*([alone] if alone else []), *taught, *with_more, *unet]
+        rows += of_these
+        for row in of_these:
+            label_curves.setdefault(row.name.removesuffix(make.name("", fraction)), []).append((fraction, row.name))
         # an ear without a label is held against one that had them all
         control |= {row.name: alone.name if alone else all_labels for row in (*taught, *with_more, *unet)}
         rivals += [(row.name, taught[0].name) for row in with_more]  # whom the same eye taught, on fewer pairs
@@ -302,7 +309,8 @@ def labels(setting: Setting) -> Suite:
         # not one label against all of them
         rivals += [(row.name, rival.name) for row in unlabelled for rival in (*unet, hearing_alike)]
         rows += [row for row in (other, fusion) if row is not None]
-    return Suite("How many labels the teaching replaces", rows, control, rivals=rivals, ways=ways)
+    title = "How many labels the teaching replaces"
+    return Suite(title, rows, control, rivals=rivals, ways=ways, label_curves=label_curves)
 
 
 def ablation(setting: Setting) -> Suite:

@@ -12,8 +12,9 @@ from pathlib import Path
 from dataloaders import DEFAULT_MAX_DEPTHS, create_dataset
 from errors import CheckpointError, DataError
 from experiments.records import Record, load, read_depths, read_results, save, shortened
-from experiments.report import Scores, gather_scores, versions
+from experiments.report import versions
 from experiments.runs import Laboratory, Run, last_line
+from experiments.scores import Scores, gather_scores
 from experiments.settings import parse, without_folders
 from experiments.suites import Suite
 from training.metrics import mean_depth, scored_samples, scoring_on

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import io
+import itertools
 import json
 import math
 import re
@@ -22,9 +23,11 @@ from PIL import Image
 import run_experiments
 from dataloaders import create_dataset
 from errors import DataError
+from experiments.charts import draw_bars, draw_curves
 from experiments.records import read_depths, read_results
-from experiments.report import Scores, change, draw_bars, draw_curves, findings, table
+from experiments.report import findings, table
 from experiments.runs import Laboratory, Run, with_teachers
+from experiments.scores import Scores, change
 from experiments.settings import differences, settings_in, settings_of, without_folders
 from experiments.statistics import change_interval, closed_interval, mean_interval, resample
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
@@ -96,6 +99,10 @@ def test_every_command_of_every_suite_parses_and_every_control_is_a_row(name, pr
     assert len(set(names)) == len(names)
     assert set(suite.control) | set(suite.control.values()) <= set(names)
     assert {name for asked in (*suite.rivals, *suite.ways) for name in asked} <= set(names)
+    for curve in suite.label_curves.values():
+        for share, row in curve:
+            of = dict(itertools.pairwise(suite.rows[names.index(row)].command))
+            assert of["--label_fraction"] == f"{share:g}", "it is drawn where its labels are"
     for run in with_teachers(suite.rows):
         script, *flags = laboratory.command(run, 0)
         module = importlib.import_module(script.removesuffix(".py"))

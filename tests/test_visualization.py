@@ -1,9 +1,12 @@
 """Pictures: what their axes, bars and headings say."""
 
+import numpy as np
 import pytest
 import torch
 
-from experiments import report
+from experiments import charts
+from experiments.scores import Scores
+from experiments.suites import Suite
 from training import visualization
 from training.visualization import save_curves, save_grid, wrap_heading
 
@@ -55,12 +58,33 @@ def test_curves_are_those_that_there_are(drawn, tmp_path):
     assert second.lines[0].get_ydata().tolist() == [2, 1, 2 / 3]
 
 
-def test_epochs_are_whole_numbers_in_a_report(monkeypatch):
+@pytest.fixture
+def charted(monkeypatch):
+    """The figures of a report."""
     figures = []
-    monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or b"")
-    scores = report.Scores(None, [0], ["a"], None, {}, [[1.0, 0.9]])
-    report.draw_curves({"a": scores})
-    figures[0].canvas.draw()
-    axis = figures[0].axes[0]
+    monkeypatch.setattr(charts, "_png", lambda figure: figures.append(figure) or b"")
+    return figures
+
+
+def test_epochs_are_whole_numbers_in_a_report(charted):
+    charts.draw_curves({"a": Scores(None, [0], ["a"], None, {}, [[1.0, 0.9]])})
+    charted[0].canvas.draw()
+    axis = charted[0].axes[0]
     assert all(place == round(place) for place in axis.get_xticks())
     assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1, "it covers no line"
+
+
+def test_what_labels_are_worth_is_drawn_of_the_rows_that_there_are(charted):
+    points = {"alone": [(0.1, "alone, 10 %"), (1.0, "alone, 100 %")], "taught": [(0.0, "taught, 0 %"), (0.1, "lost")]}
+    errors = {"alone, 10 %": [[0.5, 0.7], [0.3, 0.5]], "alone, 100 %": [[0.2, 0.4]], "taught, 0 %": [[0.4, 0.4]]}
+    suite = Suite("labels", [], label_curves=points | {"nobody": [(0.5, "lost")]})
+    charts.draw_label_curves(
+        suite, {name: Scores(None, [0], ["a", "b"], np.array(values), {}, []) for name, values in errors.items()}
+    )
+    axis = charted[0].axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["0 %", "10 %", "100 %"], "no 50 %: nothing is there"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["alone", "taught"]
+    (line, _, (ranges,)), (other, *_) = axis.containers
+    assert line.get_xydata() == pytest.approx(np.array([[1, 0.5], [2, 0.3]]))
+    assert other.get_xydata() == pytest.approx(np.array([[0, 0.4]]))
+    assert ranges.get_segments()[0][:, 1] == pytest.approx([0.4, 0.6]), "of the seeds"
