@@ -295,7 +295,9 @@ def labels(setting: Setting) -> Suite:
         of_these = [*([alone] if alone else []), *taught, *with_more, *unet]
         rows += of_these
         for row in of_these:
-            label_curves.setdefault(row.name.removesuffix(make.name("", fraction)), []).append((fraction, row.name))
+            what = row.name.removesuffix(make.name("", fraction))
+            said = "depth distillation by RGB of the same labels" if what == "depth distillation" else what
+            label_curves.setdefault(said, []).append((fraction, row.name))
         # an ear without a label is held against one that had them all
         control |= {row.name: alone.name if alone else all_labels for row in (*taught, *with_more, *unet)}
         rivals += [(row.name, taught[0].name) for row in with_more]  # whom the same eye taught, on fewer pairs
