@@ -214,20 +214,23 @@ def check_teacher(
         if checkpoint is None:
             raise OptionError(f"--teacher_checkpoint {path}: bare weights do not say what {teacher.name} heard")
         require_entries(checkpoint, path, "preprocessing", *HEARING)
-        require_entries(checkpoint, path, "args", "dataset")
         if args.augment_scale and not args.cache_teacher:
             raise OptionError(
                 "--augment_scale: the teacher hears and sees, and a picture does not show the scale; give "
                 "--cache_teacher, where it is asked beforehand"
             )
-        if args.cache_teacher and (why := other_axis_of_time(checkpoint, args.dataset)):
-            raise OptionError(f"--teacher_checkpoint {path}: {why}")
-        for key in () if args.cache_teacher else HEARING:
-            if before[key] != preprocessing[key]:
-                raise OptionError(
-                    f"--teacher_checkpoint {path}: it was trained with {key} {before[key]}, not {preprocessing[key]}; "
-                    "give the flags of its training, or --cache_teacher, where it hears what it learnt to hear"
-                )
+        if args.cache_teacher:
+            require_entries(checkpoint, path, "args", "dataset")
+            if why := other_axis_of_time(checkpoint, args.dataset):
+                raise OptionError(f"--teacher_checkpoint {path}: {why}")
+        else:
+            for key in HEARING:
+                if before[key] != preprocessing[key]:
+                    raise OptionError(
+                        f"--teacher_checkpoint {path}: it was trained with {key} {before[key]}, not "
+                        f"{preprocessing[key]}; give the flags of its training, or --cache_teacher, where it hears "
+                        "what it learnt to hear"
+                    )
     parameters = sum(parameter.numel() for parameter in teacher.parameters()) / 1e6
     origin = f"epoch {checkpoint['epoch']} of {path}" if checkpoint else f"{path}"
     notes = [f"teacher: {teacher.name}, {parameters:.2f} M parameters, frozen, {origin}"]
