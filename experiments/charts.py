@@ -67,7 +67,8 @@ def draw_label_curves(suite: Suite, scores: Mapping[str, Scores]) -> bytes:
             continue
         places, means = [place for place, _ in known], [seeds.mean() for _, seeds in known]
         beyond = [[mean - seeds.min(), seeds.max() - mean] for mean, (_, seeds) in zip(means, known, strict=True)]
-        axis.errorbar(places, means, yerr=np.transpose(beyond), marker="o", markersize=4, capsize=3, label=name)
+        yerr = np.transpose(beyond).clip(min=0)  # the mean of equal numbers may be rounded to less than each
+        axis.errorbar(places, means, yerr=yerr, marker="o", markersize=4, capsize=3, label=name)
     axis.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
     axis.set_xlabel("training pairs with a label")
     axis.set_ylabel("test RMSE [m]")

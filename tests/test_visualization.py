@@ -76,7 +76,7 @@ def test_epochs_are_whole_numbers_in_a_report(charted):
 
 def test_what_labels_are_worth_is_drawn_of_the_rows_that_there_are(charted):
     points = {"alone": [(0.1, "alone, 10 %"), (1.0, "alone, 100 %")], "taught": [(0.0, "taught, 0 %"), (0.1, "lost")]}
-    errors = {"alone, 10 %": [[0.5, 0.7], [0.3, 0.5]], "alone, 100 %": [[0.2, 0.4]], "taught, 0 %": [[0.4, 0.4]]}
+    errors = {"alone, 10 %": [[0.5, 0.7], [0.3, 0.5]], "alone, 100 %": [[0.2, 0.4]], "taught, 0 %": [[0.7, 0.7]] * 3}
     suite = Suite("labels", [], label_curves=points | {"nobody": [(0.5, "lost")]})
     charts.draw_label_curves(
         suite, {name: Scores(None, [0], ["a", "b"], np.array(values), {}, []) for name, values in errors.items()}
@@ -86,5 +86,5 @@ def test_what_labels_are_worth_is_drawn_of_the_rows_that_there_are(charted):
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["alone", "taught"]
     (line, _, (ranges,)), (other, *_) = axis.containers
     assert line.get_xydata() == pytest.approx(np.array([[1, 0.5], [2, 0.3]]))
-    assert other.get_xydata() == pytest.approx(np.array([[0, 0.4]]))
+    assert other.get_xydata() == pytest.approx(np.array([[0, 0.7]]))
     assert ranges.get_segments()[0][:, 1] == pytest.approx([0.4, 0.6]), "of the seeds"
