@@ -65,10 +65,10 @@ def draw_label_curves(suite: Suite, scores: Mapping[str, Scores]) -> bytes:
         known = [(shares.index(share), scores[row].errors.mean(axis=1)) for share, row in points if row in scores]
         if not known:
             continue
-        places, means = [place for place, _ in known], [seeds.mean() for _, seeds in known]
-        beyond = [[mean - seeds.min(), seeds.max() - mean] for mean, (_, seeds) in zip(means, known, strict=True)]
-        yerr = np.transpose(beyond).clip(min=0)  # the mean of equal numbers may be rounded to less than each
-        axis.errorbar(places, means, yerr=yerr, marker="o", markersize=4, capsize=3, label=name)
+        places = [place for place, _ in known]
+        (line,) = axis.plot(places, [seeds.mean() for _, seeds in known], "o-", markersize=4, label=name)
+        lowest, highest = [seeds.min() for _, seeds in known], [seeds.max() for _, seeds in known]
+        axis.vlines(places, lowest, highest, color=line.get_color())
     axis.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
     axis.set_xlabel("training pairs with a label")
     axis.set_ylabel("test RMSE [m]")

@@ -84,7 +84,7 @@ def test_what_labels_are_worth_is_drawn_of_the_rows_that_there_are(charted):
     axis = charted[0].axes[0]
     assert [text.get_text() for text in axis.get_xticklabels()] == ["0 %", "10 %", "100 %"], "no 50 %: nothing is there"
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["alone", "taught"]
-    (line, _, (ranges,)), (other, *_) = axis.containers
+    (line, other), (ranges, _) = axis.lines, axis.collections
     assert line.get_xydata() == pytest.approx(np.array([[1, 0.5], [2, 0.3]]))
     assert other.get_xydata() == pytest.approx(np.array([[0, 0.7]]))
     assert ranges.get_segments()[0][:, 1] == pytest.approx([0.4, 0.6]), "of the seeds"
