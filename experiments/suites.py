@@ -15,47 +15,47 @@ class Preset:
 
     Attributes:
         size: flags of all runs.
-        student: width and attention of those that hear.
-        rate: of those students that learn alone, or from a teacher that has learnt.
-        senses: what they hear.
-        scale: how scenes change their size in their training; AdaBins' own rows have neither this nor that rate.
-        wide: those of one that is larger.
-        teacher: width and rate of the one that sees, and of the rivals whose own are not tuned.
-        unet: width and rate of the U-Net baseline, chosen on the validation samples by the suite ``tune``.
+        student: width and attention levels of the audio student.
+        wide_student: those of a larger one.
+        teacher: width and learning rate of the RGB teacher, and of those baselines whose own are not tuned.
+        unet: width and learning rate of the U-Net baseline, chosen on the validation samples by the suite ``tune``.
         epochs: of a run, and of every teacher.
         short: of a run in the suites that hold many beside each other.
         n_bins: of AdaBins.
+        student_rate: learning rate of the student, alone or under a frozen teacher.
+        audio_format: of the student.
+        scaling: of the student's scenes in training. AdaBins' own rows have neither this nor ``student_rate``.
     """
 
     size: tuple[str, ...]
     student: tuple[str, ...]
-    wide: tuple[str, ...]
+    wide_student: tuple[str, ...]
     teacher: tuple[str, ...]
     unet: tuple[str, ...]
     epochs: int
     short: int
     n_bins: int = 128
-    rate: tuple[str, ...] = ()
-    senses: tuple[str, ...] = ("--audio_format", "interaural")
-    scale: tuple[str, ...] = ("--augment_scale", "0.2")
+    student_rate: tuple[str, ...] = ()
+    audio_format: tuple[str, ...] = ("--audio_format", "interaural")
+    scaling: tuple[str, ...] = ("--augment_scale", "0.2")
 
 
 PRESETS = {
     "cpu": Preset(
         size=("--image_size", "64", "--batch_size", "16", "--num_workers", "0", "--augment"),
         student=("--base_channels", "8", "--attention_levels", "4", "5"),
-        wide=("--base_channels", "16", "--attention_levels", "4", "5"),
+        wide_student=("--base_channels", "16", "--attention_levels", "4", "5"),
         teacher=("--base_channels", "16", "--learning_rate", "0.002"),
         unet=("--base_channels", "32", "--learning_rate", "0.001"),
         epochs=36,
         short=12,
         n_bins=64,
-        rate=("--learning_rate", "0.002"),
+        student_rate=("--learning_rate", "0.002"),
     ),
     "gpu": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
         student=("--base_channels", "32"),
-        wide=("--base_channels", "64"),
+        wide_student=("--base_channels", "64"),
         teacher=("--base_channels", "32", "--learning_rate", "0.0005"),
         unet=("--base_channels", "64", "--learning_rate", "0.002"),
         epochs=60,
@@ -64,7 +64,7 @@ PRESETS = {
     "paper": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
         student=("--base_channels", "64"),
-        wide=("--base_channels", "96"),
+        wide_student=("--base_channels", "96"),
         teacher=("--base_channels", "64", "--learning_rate", "0.0001"),
         unet=("--base_channels", "64", "--learning_rate", "0.002"),
         epochs=200,
@@ -74,7 +74,7 @@ PRESETS = {
 SMOKE = Preset(
     size=("--image_size", "32", "--batch_size", "4", "--num_workers", "0"),
     student=("--base_channels", "4", "--attention_levels", "5"),
-    wide=("--base_channels", "6", "--attention_levels", "5"),
+    wide_student=("--base_channels", "6", "--attention_levels", "5"),
     teacher=("--base_channels", "4", "--learning_rate", "0.002"),
     unet=("--base_channels", "4", "--learning_rate", "0.002"),
     epochs=2,
@@ -91,8 +91,8 @@ class Setting:
         preset: sizes and lengths.
         steps: batches of an epoch, the same for few labels as for many.
         other_data: flags of other data, on all of whose labels a teacher learns; None: there is none.
-        more_pairs: folder of pairs of picture and echo without depth, which a student gets beside its own; None: there
-            is none.
+        more_pairs: folder of unlabelled pairs of picture and echo, which a student gets beside its own; None: there is
+            none.
         other_location: one that is kept for the test; None: there is none.
         other_test: flags of another data set to be tested on; None: there is none.
     """
@@ -144,7 +144,7 @@ class Rows:
         self.setting = setting
         self.preset = setting.preset
         self.epochs = epochs
-        self.hears = (*self.preset.senses, *self.preset.scale)
+        self.input = (*self.preset.audio_format, *self.preset.scaling)
 
     def labels(self, fraction: float) -> tuple[str, ...]:
         """Return the flags of a share of the labels: equally many steps, however many there are."""
@@ -155,12 +155,12 @@ class Rows:
         return f"{what}, {100 * fraction:g} % labels, {epochs or self.epochs} epochs"
 
     def teacher(self, fraction: float = 1.0) -> Run:
-        """A network that sees, of the same rooms and labels."""
+        """The RGB teacher, of the same rooms and labels."""
         command = ("train_rgb_depth.py", *self.preset.teacher, *self.labels(fraction))
         return Run(self.name("RGB", fraction, self.preset.epochs), command, self.preset.epochs)
 
     def other_teacher(self) -> Run | None:
-        """A network that sees, of other rooms with all their labels."""
+        """An RGB teacher of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
         command = ("train_rgb_depth.py", *self.preset.teacher)
@@ -168,11 +168,11 @@ class Rows:
         return Run(name, command, self.preset.epochs, data=self.setting.other_data)
 
     def other_fusion(self) -> Run | None:
-        """A network that sees and hears, of other rooms with all their labels."""
+        """A fusion teacher, which sees and hears, of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
         model = ("train_baseline.py", "--model", "multimodal_fusion", "--scheduler", "cosine")
-        command = (*model, *self.preset.teacher, *PLAIN[:2], *self.preset.senses)
+        command = (*model, *self.preset.teacher, *PLAIN[:2], *self.preset.audio_format)
         name = f"fusion, other rooms, {self.preset.epochs} epochs"
         return Run(name, command, self.preset.epochs, data=self.setting.other_data)
 
@@ -182,17 +182,17 @@ class Rows:
         what: str = "audio alone",
         width: tuple[str, ...] = (),
         loss: tuple[str, ...] = PLAIN,
-        hears: tuple[str, ...] | None = None,
+        audio: tuple[str, ...] | None = None,
     ) -> Run:
         """The audio student on its own: the loss of a taught one, without its teacher."""
-        hears = self.hears if hears is None else hears
-        shape = (*(width or self.preset.student), *self.preset.rate, *hears)
+        audio = self.input if audio is None else audio
+        shape = (*(width or self.preset.student), *self.preset.student_rate, *audio)
         command = ("train_binaural_attention.py", *shape, *self.labels(fraction), *loss)
         return Run(self.name(what, fraction), command, self.epochs)
 
     def taught(self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None) -> Run:
         """The audio student under a teacher."""
-        shape = (*self.preset.student, *self.preset.rate, *self.hears)
+        shape = (*self.preset.student, *self.preset.student_rate, *self.input)
         command = ("train_distillation.py", *shape, *self.labels(fraction), *flags)
         return Run(self.name(what, fraction), command, self.epochs, teacher=teacher or self.teacher(fraction))
 
@@ -201,19 +201,19 @@ class Rows:
     ) -> Run:
         """One of the systems that the student is compared with, under its budget.
 
-        The U-Net has the width and the rate that are tuned for it, the others those of the network that sees, and no
+        The U-Net has the width and the rate that are tuned for it, the others those of the RGB teacher, and no
         smoothness in their loss, as none of their rivals has.
         """
         width = width or (self.preset.unet if model == "unet_baseline" else (*self.preset.teacher, *PLAIN[:2]))
         command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *width, *self.labels(fraction))
         return Run(self.name(what or model.replace("_", " "), fraction), (*command, *flags), self.epochs)
 
-    def unet_that_hears_alike(self) -> Run:
-        """The U-Net with the student's hearing and its scaled scenes."""
-        return self.baseline("unet_baseline", *self.hears, what="unet baseline, interaural")
+    def interaural_unet(self) -> Run:
+        """The U-Net with the student's audio input and its scaled scenes."""
+        return self.baseline("unet_baseline", *self.input, what="unet baseline, interaural")
 
     def bins_teacher(self, fraction: float = 1.0) -> Run:
-        """An AdaBins network that sees, of the same rooms and labels, as wide as the student."""
+        """The AdaBins RGB teacher, of the same rooms and labels, as wide as the student."""
         width, bins = self.preset.student[:2], ("--n_bins", f"{self.preset.n_bins}")
         command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *self.labels(fraction), *bins)
         return Run(self.name("AdaBins RGB", fraction, self.preset.epochs), command, self.preset.epochs)
@@ -226,9 +226,9 @@ class Rows:
         n_bins: int | None = None,
         teacher: Run | None = None,
     ) -> Run:
-        """The AdaBins student under a teacher that has learnt, or, without one, under one that learns along."""
+        """The AdaBins student under a frozen teacher, or, without one, under one that learns along."""
         bins = ("--n_bins", f"{n_bins or self.preset.n_bins}")
-        student = (*self.preset.student, *self.preset.senses)
+        student = (*self.preset.student, *self.preset.audio_format)
         frozen = ("--freeze_rgb",) if teacher else ()
         command = ("train_adabins_distillation.py", *student, *self.labels(fraction), *bins, *flags, *frozen)
         return Run(self.name(what, fraction), command, self.epochs, teacher=teacher)
@@ -245,74 +245,86 @@ def ladder(setting: Setting) -> Suite:
     bins_alone = make.adabins("AdaBins alone", "--phase", "finetune")
     bins = make.adabins("AdaBins distillation")
     bins_alike = make.adabins(
-        "AdaBins alone, as the student", "--phase", "finetune", *make.preset.rate, *make.preset.scale
+        "AdaBins alone, as the student", "--phase", "finetune", *make.preset.student_rate, *make.preset.scaling
     )
     unet = make.baseline("unet_baseline")
-    hearing_alike = make.unet_that_hears_alike()
-    others = [unet, hearing_alike, make.baseline("base_residual")]
-    fusion, eye = make.baseline("multimodal_fusion"), make.teacher()
+    interaural_unet = make.interaural_unet()
+    others = [unet, interaural_unet, make.baseline("base_residual")]
+    fusion, rgb = make.baseline("multimodal_fusion"), make.teacher()
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, bins_alone, bins, bins_alike, *others, fusion, eye],
+        [control, *students, bins_alone, bins, bins_alike, *others, fusion, rgb],
         {row.name: control.name for row in (*students, bins_alone, bins_alike, *others)} | {bins.name: bins_alone.name},
         rivals=[
             *((student.name, unet.name) for student in (control, *students)),
             *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
-            (hearing_alike.name, unet.name),
-            (fusion.name, eye.name),
+            (interaural_unet.name, unet.name),
+            (fusion.name, rgb.name),
         ],
     )
+
+
+# What learns from few labels or from many, as the chart of error against labels names it.
+ALONE, UNET = "student alone", "U-Net"
+RGB, OTHER_RGB, OTHER_FUSION = "RGB teacher, same labels", "RGB teacher, other rooms", "fusion teacher, other rooms"
+MORE_PAIRS = ", more unlabelled pairs"
 
 
 def labels(setting: Setting) -> Suite:
     """With and without distillation, from no label to all of them."""
     make = Rows(setting, setting.preset.epochs)
-    other, fusion, all_labels = make.other_teacher(), make.other_fusion(), make.audio(1.0).name
-    more = setting.more_pairs
-    by_other, more_pairs = "depth distillation by RGB of other rooms", ("--pairs_dir", f"{more}")
-    rows: list[Run] = []
-    control: dict[str, str] = {}
+    methods = {fraction: methods_of_labels(make, fraction) for fraction in (0.0, 0.05, 0.1, 0.25, 1.0)}
+    all_labels, unet, interaural_unet = methods[1.0][ALONE], methods[1.0][UNET], make.interaural_unet()
+    control = {interaural_unet.name: all_labels.name}
     rivals: list[tuple[str, str]] = []
     ways: list[tuple[str, str, str]] = []
     label_curves: dict[str, list[tuple[float, str]]] = {}
-    unlabelled: list[Run] = []
-    for fraction in (0.0, 0.05, 0.1, 0.25, 1.0):
-        alone = make.audio(fraction) if fraction else None
-        taught = [make.taught("depth distillation", fraction=fraction)] if fraction else []
-        if other is not None:
-            taught.append(make.taught(by_other, fraction=fraction, teacher=other))
-        if fusion is not None and fraction in (0.0, 0.1):  # asked once: nothing that it hears is scaled
-            by_fusion = make.taught("depth distillation by fusion of other rooms", fraction=fraction, teacher=fusion)
-            rivals.append((by_fusion.name, taught[-1].name))  # what its teacher's ears add
-            taught.append(replace(by_fusion, asks_once=True))
-        unlabelled += taught if fraction == 0 else []
-        with_more = []
-        if more and fraction == 0.1:
-            with_more = [make.taught("depth distillation, more pairs", *more_pairs, fraction=fraction)]
-        if more and other is not None and fraction == 0:
-            with_more = [make.taught(f"{by_other}, more pairs", *more_pairs, fraction=fraction, teacher=other)]
-        unet = [make.baseline("unet_baseline", fraction=fraction)] if fraction in (0.1, 1.0) else []
-        of_these = [*([alone] if alone else []), *taught, *with_more, *unet]
-        rows += of_these
-        for row in of_these:
-            what = row.name.removesuffix(make.name("", fraction))
-            said = "depth distillation by RGB of the same labels" if what == "depth distillation" else what
-            label_curves.setdefault(said, []).append((fraction, row.name))
-        # an ear without a label is held against one that had them all
-        control |= {row.name: alone.name if alone else all_labels for row in (*taught, *with_more, *unet)}
-        rivals += [(row.name, taught[0].name) for row in with_more]  # whom the same eye taught, on fewer pairs
-        rivals += [(row.name, unet[0].name) for row in taught if unet]
-        if alone and fraction < 1:
-            ways += [(alone.name, row.name, all_labels) for row in (*taught, *with_more)]
-    hearing_alike = make.unet_that_hears_alike()
-    rows.append(hearing_alike)
-    control[hearing_alike.name] = all_labels
-    if other is not None:
-        # not one label against all of them
-        rivals += [(row.name, rival.name) for row in unlabelled for rival in (*unet, hearing_alike)]
-        rows += [row for row in (other, fusion) if row is not None]
+    for fraction, runs in methods.items():
+        alone = runs.get(ALONE, all_labels)  # a student without a label is held against one that had them all
+        taught = [run for run in runs.values() if run.teacher is not None]
+        control |= {run.name: alone.name for run in runs.values() if run is not alone}
+        pairs = [(runs[name], runs[name + MORE_PAIRS]) for name in (RGB, OTHER_RGB) if name + MORE_PAIRS in runs]
+        rivals += [(more.name, fewer.name) for fewer, more in pairs]
+        if OTHER_FUSION in runs:
+            rivals.append((runs[OTHER_FUSION].name, runs[OTHER_RGB].name))  # what its teacher gains by hearing
+        if UNET in runs:
+            rivals += [(run.name, runs[UNET].name) for run in taught]
+        if fraction == 0:
+            rivals += [(run.name, rival.name) for run in taught for rival in (unet, interaural_unet)]
+        elif fraction < 1:
+            ways += [(alone.name, run.name, all_labels.name) for run in taught]
+        for name, run in runs.items():
+            label_curves.setdefault(name, []).append((fraction, run.name))
+    rows = [run for runs in methods.values() for run in runs.values()]
+    teachers = [run for run in (make.other_teacher(), make.other_fusion()) if run is not None]
     title = "How many labels the teaching replaces"
-    return Suite(title, rows, control, rivals=rivals, ways=ways, label_curves=label_curves)
+    return Suite(
+        title, [*rows, interaural_unet, *teachers], control, rivals=rivals, ways=ways, label_curves=label_curves
+    )
+
+
+def methods_of_labels(make: Rows, fraction: float) -> dict[str, Run]:
+    """Return what learns from a share of the labels, by its name in the chart."""
+    other, fusion, more = make.other_teacher(), make.other_fusion(), make.setting.more_pairs
+    more_pairs, by_other = ("--pairs_dir", f"{more}"), "depth distillation by RGB of other rooms"
+    runs = {}
+    if fraction > 0:
+        runs[ALONE] = make.audio(fraction)
+        runs[RGB] = make.taught("depth distillation", fraction=fraction)
+    if other is not None:
+        runs[OTHER_RGB] = make.taught(by_other, fraction=fraction, teacher=other)
+    if fusion is not None and fraction in (0, 0.1):
+        taught = make.taught("depth distillation by fusion of other rooms", fraction=fraction, teacher=fusion)
+        runs[OTHER_FUSION] = replace(taught, asks_once=True)  # nothing that it hears is scaled
+    if more and fraction == 0.1:
+        what = "depth distillation, more pairs"
+        runs[RGB + MORE_PAIRS] = make.taught(what, *more_pairs, fraction=fraction)
+    if more and other is not None and fraction == 0:
+        what = f"{by_other}, more pairs"
+        runs[OTHER_RGB + MORE_PAIRS] = make.taught(what, *more_pairs, fraction=fraction, teacher=other)
+    if fraction in (0.1, 1):
+        runs[UNET] = make.baseline("unet_baseline", fraction=fraction)
+    return runs
 
 
 def ablation(setting: Setting) -> Suite:
@@ -344,34 +356,34 @@ def ablation(setting: Setting) -> Suite:
             for levels in (("x1", "x2", "x3"), ("x4", "x5"), ("d4",))
         ),
     ]
-    eye = make.bins_teacher(few)
+    bins_teacher = make.bins_teacher(few)
 
-    def under_eye(what: str, *flags: str, n_bins: int | None = None) -> Run:
-        return make.adabins(what, *flags, fraction=few, n_bins=n_bins, teacher=eye)
+    def under_teacher(what: str, *flags: str, n_bins: int | None = None) -> Run:
+        return make.adabins(what, *flags, fraction=few, n_bins=n_bins, teacher=bins_teacher)
 
     bins_alone = make.adabins("AdaBins alone", "--phase", "finetune", fraction=few)
-    bins = under_eye("AdaBins, frozen teacher")
+    bins = under_teacher("AdaBins, frozen teacher")
     bin_rows = [
         bins,
         make.adabins("AdaBins, teacher learns along", fraction=few),
-        under_eye("AdaBins, response everywhere", "--response_at", "everywhere"),
-        under_eye("AdaBins, adaptive", "--use_adaptive_loss"),
+        under_teacher("AdaBins, response everywhere", "--response_at", "everywhere"),
+        under_teacher("AdaBins, adaptive", "--use_adaptive_loss"),
         *(
-            under_eye(f"AdaBins without {term}", f"--lambda_{term}", "0")
+            under_teacher(f"AdaBins without {term}", f"--lambda_{term}", "0")
             for term in ("task", "response", "feature", "bin", "sparse")
         ),
-        *(under_eye(f"AdaBins, temperature {t}", "--temperature", t) for t in ("1", "8")),
-        *(under_eye(f"AdaBins, {n} bins", n_bins=n) for n in (16, 256)),
+        *(under_teacher(f"AdaBins, temperature {t}", "--temperature", t) for t in ("1", "8")),
+        *(under_teacher(f"AdaBins, {n} bins", n_bins=n) for n in (16, 256)),
     ]
     alone = make.audio(few)
-    one_size = make.audio(few, "audio alone, scenes of one size", hears=make.preset.senses)
-    spectrograms = make.audio(few, "audio alone, spectrograms", hears=("--audio_format", "spectrogram"))
+    one_size = make.audio(few, "audio alone, scenes of one size", audio=make.preset.audio_format)
+    spectrograms = make.audio(few, "audio alone, spectrograms", audio=("--audio_format", "spectrogram"))
     audio_rows = [
         make.audio(few, "audio alone, l1_rmse", loss=("--task_loss", "l1_rmse", *PLAIN)),
         make.audio(few, "audio alone, smoothness and edges", loss=()),
         one_size,
         spectrograms,
-        make.audio(few, "audio alone, wide", width=make.preset.wide),
+        make.audio(few, "audio alone, wide", width=make.preset.wide_student),
     ]
     control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
     control |= {row.name: alone.name for row in (*audio_rows, full, bins_alone)} | {bins.name: bins_alone.name}
