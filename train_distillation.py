@@ -38,6 +38,11 @@ from utils_distillation_loss import (
 )
 
 HEARING = ("audio_format", "audio_samples")  # how a network hears, in its preprocessing
+# What a student that sees, too, cannot learn under, and why.
+SEEN_WITHOUT = {
+    "cache_teacher": "and training has none under this flag; leave it out, or take a student that hears alone",
+    "augment_scale": "which does not show the scale; leave it out, or take a student that hears alone",
+}
 # Of the flags that only say how features are matched. None in the parser, so that one given in vain is refused.
 FEATURE_DEFAULTS: dict[str, Any] = {
     "feature_loss": "mse",
@@ -175,12 +180,20 @@ def check_options(args: argparse.Namespace) -> None:
         raise OptionError(f"--task_loss {args.task_loss} has no effect with --lambda_task 0")
     if args.cache_teacher:
         options.check_teacher_cache(args, "depth maps, no features")
+    if "rgb" in MODELS[args.student_model].inputs:
+        for flag, why in SEEN_WITHOUT.items():
+            if getattr(args, flag):
+                raise OptionError(f"--{flag}: --student_model {args.student_model} looks at the picture, {why}")
     if args.lambda_feat == 0:
         for flag in FEATURE_DEFAULTS:
             if getattr(args, flag) is not None:
                 raise OptionError(f"--{flag} has no effect with --lambda_feat 0; give a weight above 0")
         return
     kind = args.feature_loss or FEATURE_DEFAULTS["feature_loss"]
+    if kind == "similarity" and args.micro_batch == 1:
+        raise OptionError(
+            "--micro_batch 1: --feature_loss similarity compares the images that go through together; give 2 or more"
+        )
     if args.temperature is not None and kind != "cwd":
         raise OptionError(f"--temperature has no effect with --feature_loss {kind}; it belongs to cwd")
     if args.feature_adapters is not None and kind not in CHANNEL_BY_CHANNEL:

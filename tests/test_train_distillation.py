@@ -498,6 +498,9 @@ def refused(run_cli, folder, *flags):
     return errors
 
 
+SEES = ("--student_model", "multimodal_fusion")
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -510,6 +513,9 @@ def refused(run_cli, folder, *flags):
         (("--lambda_feat", 1, "--feature_loss", "attention", "--feature_adapters", "all"), "--feature_adapters"),
         (("--lambda_feat", 1, "--feature_levels", "d1", "d7"), "d7"),
         (("--lambda_feat", 1, "--feature_loss", "similarity", "--batch_size", 1), "--batch_size 2"),
+        (("--lambda_feat", 1, "--feature_loss", "similarity", "--micro_batch", 1), "--micro_batch 1"),
+        ((*SEES, "--cache_teacher", "answers"), "--cache_teacher: --student_model multimodal_fusion looks"),
+        ((*SEES, "--augment_scale", 0.2, "--audio_format", "interaural"), "does not show the scale"),
         (("--lambda_feat", 1, "--lambda_kd", 0, "--response_loss", "l1"), "--response_loss"),
         (("--label_fraction", 0, "--lambda_task", 1), "--lambda_task"),
         (("--label_fraction", 0, "--response_loss", "ssi"), "metres"),
