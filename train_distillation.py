@@ -19,7 +19,7 @@ from errors import OptionError, run_script
 from models import MODELS, DepthModel, create_model
 from models.blocks import EARS
 from training import loop, options
-from training.checkpoint import load_model, other_axis_of_time, require_entries
+from training.checkpoint import license_of, load_model, other_axis_of_time, require_entries
 from training.engine import create_fabric, resolve_precision, seed_weights
 from training.micro_batches import MicroBatches
 from training.session import Validation, depth_columns, distance_validation, run_training
@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_options(args)
     fabric = create_fabric(args)
     teacher, checkpoint = load_model(args.teacher_checkpoint)
+    args.license = license_of(teacher, checkpoint, args.teacher_checkpoint)  # what it teaches comes from its weights
     data, loading = options.dataset_options(args), options.loader_options(args, fabric)
     pictures = {"rgb"} if args.cache_teacher else set()  # which training does without
     datasets, loaders = create_training_data(

@@ -17,7 +17,7 @@ from dataloaders import create_dataset
 from models import MODELS, create_model
 from models.rgb_depth_model import RGBDepthNet
 from page import open_network
-from training.checkpoint import load_checkpoint, load_model, restore_model, save_checkpoint
+from training.checkpoint import license_of, load_checkpoint, load_model, restore_model, save_checkpoint, save_model
 from training.model_card import model_card
 from training.task import Guest
 from training.tasks import DistillationTask
@@ -428,6 +428,17 @@ def test_the_student_begins_as_it_would_without_a_teacher(rooms, teacher, tmp_pa
         assert run_cli(train_distillation.main, *arguments(rooms, tmp_path / folder, *flags))[0] == 0
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(torch.allclose(a[key], b[key]) for key in a if key.endswith("weight"))
+
+
+def test_the_students_licence_is_its_teachers(rooms, tmp_path, run_cli):
+    torch.manual_seed(0)
+    save_model(create_model("depth_anything", preset="mini"), tmp_path / "eye.safetensors", "CC-BY-NC-4.0")
+    limits = ("--nb_epochs", 1, "--limit_train_batches", 1, "--limit_val_batches", 1)
+    flags = arguments(rooms, tmp_path, tmp_path / "eye.safetensors", *limits)
+    assert run_cli(train_distillation.main, *flags)[0] == 0
+    path = tmp_path / "checkpoints/e/best_model.pth"
+    model, checkpoint = load_model(path)
+    assert license_of(model, checkpoint, path) == "CC-BY-NC-4.0"
 
 
 def test_a_teacher_of_disparities_takes_the_loss_that_fits(rooms, tmp_path, run_cli):

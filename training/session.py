@@ -44,6 +44,7 @@ HARMLESS = frozenset(
         "dataset_dir",
         "export_student",
         "init_from",
+        "license",
         "num_workers",
         "output_dir",
         "overwrite",
