@@ -370,6 +370,7 @@ class DepthDataset(Dataset):
             raise OptionError(
                 f"--min_depth {self.min_depth:g} and --max_depth {self.max_depth:g} span no range of depth"
             )
+        transforms.refuse_millimetres(self.max_depth)
         if audio_format not in transforms.AUDIO_FORMATS:
             known = ", ".join(transforms.AUDIO_FORMATS)
             raise OptionError(f"unknown --audio_format {audio_format}; known: {known}")

@@ -43,8 +43,9 @@ class InterauralImage(nn.Module):
 
     1. Pulse compression: the recording is correlated with the chirp that was sent (Klauder et al., "The theory and
        design of chirp radars", 1960).
-    2. Time begins with the direct pulse, the first to reach half of the loudest amplitude, whenever a recorder was
-       started.
+    2. Time begins with the direct pulse, the first to reach half of the loudest amplitude, whenever within the N
+       samples it comes. What it comes late by is missing at the far end, where silence follows: 287 samples, as
+       BatVision's, are the last 1.1 m of the range.
     3. Each frequency is divided by what the direct pulse has of it, whatever loudspeaker, microphones and volume make
        of a chirp: the direct pulse is 1 at all frequencies, but for those of which it has next to nothing.
     4. Channels 0 and 1: log(1 + m / 0.03) of the spectrogram of the left and the right ear, frequency by time.
@@ -96,8 +97,7 @@ class InterauralImage(nn.Module):
 
     def compress(self, wave: Tensor) -> Tensor:
         """Correlate with the chirp: [B, 2, N] -> [B, 2, N], where an echo is a click at which it begins."""
-        padded = nn.functional.pad(wave.flatten(0, 1)[:, None], (0, self.chirp.shape[-1] - 1))
-        return nn.functional.conv1d(padded, self.chirp)[:, 0].unflatten(0, (-1, 2))
+        return compress(wave, self.chirp)
 
 
 def chirp() -> Tensor:
@@ -108,16 +108,28 @@ def chirp() -> Tensor:
     return (sound / sound.square().sum().sqrt()).float()
 
 
-def begin_with_direct_pulse(echoes: Tensor) -> Tensor:
-    """Shift [B, 2, N] until the direct pulse is at sample 32, in the middle of the third frame; zeros follow the end.
+def compress(wave: Tensor, pulse: Tensor) -> Tensor:
+    """Correlate sound [B, 2, N] with a pulse [1, 1, K]: [B, 2, N], where an echo of it is a click where it begins."""
+    padded = nn.functional.pad(wave.flatten(0, 1)[:, None], (0, pulse.shape[-1] - 1))
+    return nn.functional.conv1d(padded, pulse)[:, 0].unflatten(0, (-1, 2))
 
-    It is the first sample whose energy, of both ears, is a quarter of the highest: from a loudspeaker between the ears,
-    sound comes first and loudest on the direct way.
+
+def find_direct_pulse(echoes: Tensor) -> Tensor:
+    """Return [B, 1] int64: the first sample of [B, 2, N] whose energy, of both ears, is a quarter of the highest.
+
+    From a loudspeaker between the ears, sound comes first and loudest on the direct way.
+    """
+    energy = echoes.square().sum(dim=1)  # [B, N]
+    return (energy >= energy.amax(dim=1, keepdim=True) / 4).float().argmax(dim=1, keepdim=True)
+
+
+def begin_with_direct_pulse(echoes: Tensor) -> Tensor:
+    """Shift [B, 2, N] until the direct pulse is at sample 32, in the middle of the third frame.
+
+    What comes earlier is dropped, zeros follow the end.
     """
     count = echoes.shape[-1]
-    energy = echoes.square().sum(dim=1)  # [B, N]
-    first = (energy >= energy.amax(dim=1, keepdim=True) / 4).float().argmax(dim=1, keepdim=True)  # [B, 1]
-    places = first - LEAD + torch.arange(count, device=echoes.device)  # [B, N]
+    places = find_direct_pulse(echoes) - LEAD + torch.arange(count, device=echoes.device)  # [B, N]
     there = (places >= 0) & (places < count)
     places = places.clamp(0, count - 1)[:, None].expand(-1, 2, -1)  # [B, 2, N]
     return torch.where(there[:, None], echoes.gather(2, places), 0.0)

@@ -17,7 +17,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from dataloaders.interaural import MAPS, interaural_image, scale_echoes
+from dataloaders.interaural import (
+    LEAD,
+    MAPS,
+    chirp,
+    compress,
+    find_direct_pulse,
+    interaural_image,
+    scale_echoes,
+)
 from dataloaders.stft import HOP_LENGTH, N_FFT, SAMPLE_RATE, SPEED_OF_SOUND, WIN_LENGTH
 from errors import DataError, OptionError
 
@@ -29,6 +37,8 @@ EARS = 2
 MIN_SAMPLES = N_FFT // 2 + 1
 # The transform of a minute takes a gigabyte; an echo has died away within a second.
 MAX_SAMPLES = 60 * SAMPLE_RATE
+# No camera of depth sees further: a number above is in millimetres.
+MOST_DEPTH = 1000.0  # metres
 # Output samples that are resampled at a time: their taps take 20 MB from 48 kHz, and a long recording takes no more.
 RESAMPLED_AT_ONCE = 16_384
 
@@ -135,12 +145,19 @@ def prepare_rgb(
 # ---------------------------------------------------------------------------------------------------------------- audio
 
 
+def refuse_millimetres(max_depth: float) -> None:
+    """Raise an OptionError if a cap is further than anything is measured: it would cut sound to minutes of it."""
+    if max_depth > MOST_DEPTH:
+        raise OptionError(f"--max_depth {max_depth:g}: metres, not millimetres ({MOST_DEPTH:g} m at most)")
+
+
 def cut_samples(max_depth: float, sample_rate: int = SAMPLE_RATE) -> int:
     """Samples until the echo of a surface at ``max_depth`` metres is back: int(2 d / 340 * rate), 7782 for 30 m.
 
     Raises:
-        OptionError: so few samples are left that there is no spectrogram of them.
+        OptionError: so few samples are left that there is no spectrogram of them, or ``max_depth`` is in millimetres.
     """
+    refuse_millimetres(max_depth)
     samples = int(2 * max_depth / SPEED_OF_SOUND * sample_rate)
     if samples < MIN_SAMPLES:
         raise OptionError(
@@ -158,12 +175,13 @@ def prepare_wave(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
     if not torch.isfinite(wave).all():
         raise DataError("the sound holds NaN or infinity; record or export it again")
     samples = preprocessing["audio_samples"]
-    if samples is not None:
-        wave = torch.nn.functional.pad(wave[:, :samples], (0, max(0, samples - wave.shape[1])))  # [2, samples]
-    if wave.shape[1] < MIN_SAMPLES:
-        raise DataError(f"the sound has {wave.shape[1]} samples; a spectrogram needs {MIN_SAMPLES} at least")
+    wave = wave[:, :samples]
     if wave.shape[1] > MAX_SAMPLES:
         raise DataError(f"the sound lasts {wave.shape[1] / SAMPLE_RATE:.0f} s; cut it to the chirp and its echoes")
+    if samples is not None:
+        wave = torch.nn.functional.pad(wave, (0, max(0, samples - wave.shape[1])))  # [2, samples]
+    if wave.shape[1] < MIN_SAMPLES:
+        raise DataError(f"the sound has {wave.shape[1]} samples; a spectrogram needs {MIN_SAMPLES} at least")
     return wave
 
 
@@ -179,19 +197,48 @@ def check_recording(wave: Tensor, preprocessing: Mapping[str, Any]) -> None:
     single recording is asked for its depth, no answer is better than one made of nothing.
 
     Raises:
-        DataError: it is silent, or ends before half of what the network hears.
+        DataError: it is silent, or of what the network hears less than half is there, from the direct pulse on: the
+            recording ends too early, or begins too long before the chirp.
     """
     if is_silent(wave):
         raise DataError("the sound is silent; there is no echo to tell depth from")
-    heard, deepest = preprocessing["audio_samples"], preprocessing.get("max_depth")
+    count, kept = wave.shape[1], preprocessing["audio_samples"]
+    heard, deepest = kept, preprocessing.get("max_depth")
     if heard is None:  # the whole recording: then at least what the echoes from there take
         heard = cut_samples(deepest) if deepest else 0
-    if wave.shape[1] < heard / 2:
-        lasts, hears = (1000 * samples / SAMPLE_RATE for samples in (wave.shape[1], heard))
+    if count < heard / 2:
+        lasts, hears = (1000 * samples / SAMPLE_RATE for samples in (count, heard))
         raise DataError(
             f"the sound lasts {lasts:.1f} ms, less than half of the {hears:.1f} ms that the network hears "
             f"(echoes from up to {hears / 2000 * SPEED_OF_SOUND:.1f} m); record longer"
         )
+    pulse = direct_pulse_of(wave, preprocessing.get("audio_format"))
+    begins = max(0, pulse - LEAD)
+    if min(count, kept or count) - begins >= heard / 2:
+        return
+    came, hears, left = (1000 * samples / SAMPLE_RATE for samples in (pulse, heard, count - pulse))
+    if count - begins < heard / 2:
+        raise DataError(
+            f"the sound ends {left:.1f} ms after the chirp (the loudest sound) begins, less than half of the "
+            f"{hears:.1f} ms that the network hears; record longer"
+        )
+    raise DataError(
+        f"the chirp (the loudest sound) begins at {came:.1f} ms, and the network hears the first {hears:.1f} ms of a "
+        "recording; cut the recording to begin just before it"
+    )
+
+
+def direct_pulse_of(wave: Tensor, audio_format: str | None) -> int:
+    """Return the sample at which the chirp reaches the ears, in a whole recording [2, N] at 44.1 kHz.
+
+    For ``interaural`` it is the first click that reaches half of the loudest amplitude, once the recording is
+    correlated with the chirp. Networks of the other formats may have learnt from another chirp: the first sample that
+    does so as it was recorded.
+    """
+    sound = (wave - wave.mean(dim=1, keepdim=True))[None]  # a converter's offset is no sound
+    if audio_format == "interaural":
+        sound = compress(sound, chirp()[None, None].to(sound))
+    return int(find_direct_pulse(sound))
 
 
 def prepare_audio(wave: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
@@ -339,7 +386,8 @@ def scale_scene(sample: dict[str, Any], scale: float, samples: int, max_depth: f
     """Make the scene ``scale`` times as large: echoes come later and weaker, depth grows, a picture stays as it is.
 
     A camera with a pinhole sees the same. ``scale`` joins the sample, for a teacher that sees to answer in metres of
-    the scaled scene. What then lies beyond the cap counts as the cap.
+    the scaled scene. What then lies beyond the cap counts as the cap. Of what was at the cap already, nobody knows how
+    far it is: in a larger scene it is beyond the cap all the more, in a smaller one it is a hole, 0.
 
     Args:
         sample: with ``audio`` in the format ``interaural``.
@@ -350,5 +398,7 @@ def scale_scene(sample: dict[str, Any], scale: float, samples: int, max_depth: f
     sample = {**sample, "scale": torch.tensor(scale, dtype=torch.float32)}
     sample["audio"] = scale_echoes(sample["audio"], scale, samples)
     if "depth" in sample:
-        sample["depth"] = (sample["depth"] * scale).clamp(max=max_depth)
+        depth = sample["depth"]
+        scaled = (depth * scale).clamp(max=max_depth)
+        sample["depth"] = scaled if scale >= 1 else torch.where(depth < max_depth, scaled, 0.0)
     return sample

@@ -80,6 +80,20 @@ def test_cut_is_the_official_one():
         cut_samples(0.5)
 
 
+def test_a_cap_in_millimetres_is_refused(tmp_path):
+    root = write_batvision_v2(tmp_path, locations=("Attic",), rows={"train": 1})
+    for millimetres in (10_000, 12_000.0):
+        says = f"--max_depth {millimetres:g}: metres, not millimetres"
+        with pytest.raises(OptionError, match=says):
+            cut_samples(millimetres)
+        for audio_format in ("interaural", "spectrogram"):
+            with pytest.raises(OptionError, match=says):
+                create_dataset("batvisionv2", root, "train", 16, millimetres, audio_format)
+    with pytest.raises(OptionError, match="not millimetres"):
+        create_dataset("images", root, "train", 16, 10_000)
+    assert cut_samples(1000) == 259_411
+
+
 def test_spectrogram_of_a_steady_tone():
     rate, k = 44_100, 93  # 93 * 44100 / 512 = 8010 Hz, in the middle of a bin
     wave = torch.sin(2 * math.pi * k / N_FFT * torch.arange(4000)).expand(2, -1)
@@ -143,6 +157,10 @@ def test_a_recording_of_minutes_is_refused():
     preprocessing = {"audio_samples": None, "audio_format": "spectrogram"}
     with pytest.raises(DataError, match="lasts 61 s; cut it"):
         transforms.prepare_wave(torch.zeros(1, 61 * 44_100).expand(2, -1), preprocessing)
+    cut = {**preprocessing, "audio_samples": 3112}
+    assert transforms.prepare_wave(torch.zeros(1, 61 * 44_100).expand(2, -1), cut).shape == (2, 3112)
+    filled = {**preprocessing, "audio_samples": transforms.MAX_SAMPLES + 1}
+    assert transforms.prepare_wave(torch.zeros(2, 4000), filled).shape == (2, transforms.MAX_SAMPLES + 1)
 
 
 def test_resampled_recording_gives_nearly_the_same_spectrogram(tmp_path):

@@ -1,6 +1,7 @@
 """What two ears hear together, against recordings whose echoes are known."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from dataloaders.interaural import (
     whiten,
 )
 from dataloaders.stft import HOP_LENGTH, SAMPLE_RATE, SPEED_OF_SOUND
-from dataloaders.transforms import audio_channels
-from errors import CheckpointError, OptionError
+from dataloaders.transforms import AUDIO_FORMATS, audio_channels, check_recording, scale_scene
+from errors import CheckpointError, DataError, OptionError
 from models import create_model
 from training.checkpoint import check_preprocessing
 
@@ -133,6 +134,41 @@ def test_the_direct_pulse_is_where_time_begins():
     assert int(begin_with_direct_pulse(clicks)[0].square().sum(dim=0).argmax()) in (LEAD, LEAD + 1)
 
 
+@pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
+@pytest.mark.parametrize(("onset", "fails"), [(287, False), (1500, False), (1700, True), (3600, True), (40_000, True)])
+def test_a_recording_that_begins_long_before_its_chirp_has_no_depth(audio_format, onset, fails):
+    noise = 0.001 * torch.randn(2, 60_000, generator=torch.Generator().manual_seed(0))
+    wave = noise + recording((600, 6, 0.3), onset=onset, samples=60_000) + 0.1  # an offset is no sound
+    how = {**HOW, "audio_format": audio_format, "max_depth": 12.0}
+    if not fails:
+        check_recording(wave, how)
+        return
+    says = r"begins at ([\d.]+) ms, and the network hears the first 70\.6 ms .* cut the recording to begin just before"
+    with pytest.raises(DataError, match=says) as caught:
+        check_recording(wave, how)
+    found = re.search(says, str(caught.value))
+    assert found is not None and float(found[1]) == pytest.approx(1000 * onset / SAMPLE_RATE, abs=1.0)
+
+
+@pytest.mark.parametrize("cut", [SAMPLES, None])
+def test_a_recording_that_ends_soon_after_its_chirp_has_no_depth(cut):
+    how = {**HOW, "audio_samples": cut, "max_depth": 12.0}
+    check_recording(recording(onset=287, samples=1900), how)
+    with pytest.raises(DataError, match=r"ends 20\.\d ms after the chirp .* of the 70\.6 ms .* record longer"):
+        check_recording(recording(onset=1000, samples=1900), how)
+
+
+def test_a_real_recording_is_refused_behind_silence_and_not_as_it_is(samples_dir):
+    wave = read_wav(samples_dir / "BatvisionV2/Sample_Room/audio/audio_47.wav")
+    late = torch.cat([torch.zeros(2, 3528), wave], dim=1)  # 80 ms
+    for audio_format in AUDIO_FORMATS:
+        for deepest, samples in ((12.0, 3112), (30.0, 7782)):
+            how = {"audio_format": audio_format, "audio_samples": samples, "max_depth": deepest}
+            check_recording(wave, how)
+        with pytest.raises(DataError, match=r"begins at 8\d\.\d ms"):
+            check_recording(late, {**how, "audio_samples": 3112, "max_depth": 12.0})
+
+
 def test_silence_stays_silence():
     assert not prepare_audio(torch.zeros(2, SAMPLES), HOW).any()
 
@@ -159,7 +195,8 @@ def test_a_data_set_gives_it_and_scales_its_scenes(tmp_path):
         factors.add(scale)
         assert 1 / 1.5 <= scale <= 1.5
         assert torch.equal(after["rgb"], before["rgb"])
-        assert torch.allclose(after["depth"], (before["depth"] * scale).clamp(max=30))
+        known = before["depth"] if scale >= 1 else before["depth"] * (before["depth"] < 30)
+        assert torch.allclose(after["depth"], (known * scale).clamp(max=30))
         assert torch.allclose(after["audio"], scale_echoes(before["audio"], scale, 7782), atol=1e-5)
     assert len(factors) == 4
     assert "scale" not in create_dataset("batvisionv2", v2, "val", 32, **options, augment_scale=0.5)[0]
@@ -167,6 +204,16 @@ def test_a_data_set_gives_it_and_scales_its_scenes(tmp_path):
         create_dataset("batvisionv2", v2, "train", 32, augment_scale=0.5)
     with pytest.raises(OptionError, match="negative"):
         create_dataset("batvisionv2", v2, "train", 32, **options, augment_scale=-0.5)
+
+
+@pytest.mark.parametrize("cap", [12.0, 9.7])  # 9.7 is another number in float32
+def test_how_far_it_is_beyond_the_cap_is_not_known_of_a_smaller_scene(cap):
+    depth = torch.tensor([0.0, 2.0, 9.0, cap, 20.0])[None, None].clamp(max=cap)
+    sample = {"audio": torch.zeros(4, 8, 8), "depth": depth}
+    smaller, same, larger = (scale_scene(sample, scale, SAMPLES, cap)["depth"][0, 0] for scale in (0.5, 1.0, 1.2))
+    assert smaller.tolist() == [0.0, 1.0, 4.5, 0.0, 0.0]
+    assert same.tolist() == depth[0, 0].tolist()
+    assert larger.tolist() == pytest.approx([0.0, 2.4, min(10.8, cap), cap, cap])
 
 
 def test_recordings_that_are_not_cut_are_cut_where_time_has_a_beginning(tmp_path):
