@@ -314,10 +314,17 @@ class AdaBinsDistillationTask(Task):
         return {"loss": torch.stack(total).sum(), "depth": answer[0], **parts, "counts": counts}
 
     def in_scene(self, seen: Any, batch: Batch) -> Any:
-        """Return a teacher's answer in the metres of scaled scenes: its depth, and the centres of its bins."""
+        """Return a teacher's answer in the metres of scaled scenes: its depth, and the centres of its bins.
+
+        What the scaling brings beyond the cap counts as the cap, as measured depth does: the student says no more.
+        """
+        if "scale" not in batch:
+            return seen
+        student: Any = self.student
+        cap = student.config["max_depth"]
         depth, features = seen
-        bins = {"centres": in_scene(features["centres"], batch)} if "centres" in features else {}
-        return in_scene(depth, batch), {**features, **bins}
+        bins = {"centres": in_scene(features["centres"], batch).clamp(max=cap)} if "centres" in features else {}
+        return in_scene(depth, batch).clamp(max=cap), {**features, **bins}
 
     def as_seen(self, batch: Batch) -> Tensor:
         """Return the measured depth [B, 1, H, W] of the scenes in the size that their pictures show.
