@@ -155,19 +155,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     notes = []
     if not sees and args.phase != "finetune":
-        for flag in ("freeze_rgb", "teacher_checkpoint", "use_pretrained_rgb"):
-            if getattr(args, flag):
-                raise OptionError(f"--{flag} has no effect: --dataset {args.dataset} has no pictures here")
+        refuse_teaching(args, given)
         notes.append(f"warning: {args.dataset} has no pictures here: the ear learns from measured depth alone")
     seed_weights(args.seed)
     student, teacher = create_networks(args, datasets["train"], sees, notes)
     if args.freeze_rgb and teacher is not None and teacher.name == "rgb_depth" and given & BIN_FLAGS:
         raise OptionError(f"--{min(given & BIN_FLAGS)} has no effect: {args.teacher_checkpoint} has no bins to teach")
     labelled = datasets["train"].labelled
-    if not labelled.any() and not (args.freeze_rgb and args.teacher_checkpoint and teacher):
+    learnt_elsewhere = args.phase == "distill" and args.freeze_rgb and args.teacher_checkpoint and teacher
+    if not labelled.any() and not learnt_elsewhere:
         raise OptionError(
-            "no training pair has depth, so that only a teacher that has learnt elsewhere can teach: --freeze_rgb with "
-            "--teacher_checkpoint"
+            "no training pair has depth, so that only a teacher that has learnt elsewhere can teach: --phase distill "
+            "with --freeze_rgb and --teacher_checkpoint"
         )
     if teacher is not None and args.init_from and not args.teacher_checkpoint:
         notes.append(
@@ -210,6 +209,11 @@ def check_options(args: argparse.Namespace) -> set[str]:
         raise OptionError("--temperature has no effect with --bin_loss wasserstein")
     if args.fixed_bins and args.bin_loss == "widths":
         raise OptionError("--bin_loss widths has no effect with --fixed_bins: all bins are alike")
+    if args.augment_scale and args.bin_loss == "widths":
+        raise OptionError(
+            "--bin_loss widths compares how the range is divided, which the teacher says of the scene that its picture "
+            "shows, not of the one that --augment_scale makes of it; give another --bin_loss"
+        )
     if args.lambda_bin == 0 and not args.use_adaptive_loss:
         for flag in ("bin_loss", "temperature"):
             if getattr(args, flag) is not None:
@@ -252,8 +256,9 @@ def check_phases(args: argparse.Namespace) -> None:
             )
         quarter = max(1, args.nb_epochs // 4)
         args.phase_epochs = [quarter, args.nb_epochs - 2 * quarter, quarter]
-    if args.phase in ("teacher", "finetune") and args.lambda_task == 0:
-        raise OptionError(f"--lambda_task 0 leaves nothing to learn in --phase {args.phase}")
+    if args.phase != "distill" and args.lambda_task == 0:
+        where = "in the phase finetune of --phase all" if args.phase == "all" else f"in --phase {args.phase}"
+        raise OptionError(f"--lambda_task 0 leaves nothing to learn {where}")
     heard = ("attention_levels", "compress_input", "audio_format", "augment_scale", "resample")
     for flag in heard if args.phase == "teacher" else ():
         if getattr(args, flag) != create_parser().get_default(flag):
@@ -279,6 +284,26 @@ def can_see(data: dict[str, Any]) -> bool:
     return all(
         "rgb" in create_dataset(**data, split=split, modalities={"depth"}).supplied for split in ("train", "val")
     )
+
+
+def refuse_teaching(args: argparse.Namespace, given: set[str]) -> None:
+    """Refuse what a teacher is needed for, where there are no pictures for one to see.
+
+    Args:
+        args: the flags.
+        given: of :func:`check_options`.
+
+    Raises:
+        OptionError: naming the flag.
+    """
+    why = f"--dataset {args.dataset} has no pictures here, and nobody is taught"
+    for flag in ("freeze_rgb", "teacher_checkpoint", "use_pretrained_rgb", "use_adaptive_loss", *sorted(given)):
+        if getattr(args, flag) or flag in given:
+            raise OptionError(f"--{flag} has no effect: {why}")
+    if args.phase == "all":
+        raise OptionError(f"--phase all: {why}; --phase finetune learns from measured depth alone")
+    if args.lambda_task == 0:
+        raise OptionError(f"--lambda_task 0 leaves nothing to learn: {why}")
 
 
 def create_networks(

@@ -83,6 +83,21 @@ def test_a_teacher_answers_in_the_metres_of_a_scaled_scene_and_learns_in_those_o
     assert out["teacher_task"].item() == pytest.approx((sum(known) / 2).item(), rel=1e-5)
 
 
+def test_what_a_teacher_says_of_a_scaled_scene_ends_at_the_cap():
+    student, teacher = networks()
+    cap = student.config["max_depth"]
+    batch = a_batch() | {"scale": torch.tensor([4.0, 0.25])}
+    task = AdaBinsDistillationTask(student, teacher, DistillationLoss(response_at="everywhere"), frozen=True).eval()
+    seen = teacher.eval()(batch["rgb"], return_features=True)
+    depth, features = task.in_scene(seen, batch)
+    assert (seen[0][0] > cap / 4).all() and (depth[0] == cap).all() and (depth[1] < cap / 4).all()
+    centres = features["centres"].flatten(1)
+    assert centres.max() == cap and (centres[0] == cap).sum() == (seen[1]["centres"][0] > cap / 4).sum() > 0
+    heard = student(batch["audio"])
+    taught = (seen[0] * batch["scale"][:, None, None, None]).clamp(max=cap)
+    assert task(batch, 0.0)["response"].item() == pytest.approx(((heard - taught) ** 2).mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", BIN_LOSSES)
 def test_it_runs_in_bf16(kind):
     task = AdaBinsDistillationTask(*networks(), DistillationLoss(bin_loss=kind, lambda_chamfer=0.1))
@@ -235,6 +250,12 @@ def test_a_teacher_that_goes_on_learning(rooms, eye, tmp_path):
     assert float(rows(tmp_path, "f")[0]["train_task"]) == 0 < float(rows(tmp_path, "f")[0]["train_response"])
 
 
+def test_phases_without_any_label_are_refused(rooms, eye, tmp_path, run_cli):
+    flags = ("--phase", "all", "--nb_epochs", 4, "--freeze_rgb", "--teacher_checkpoint", eye, "--label_fraction", 0)
+    code, _, errors = run_cli(main, *arguments(rooms, tmp_path, *flags))
+    assert code == 2 and "--phase distill" in errors and not (tmp_path / "checkpoints").exists()
+
+
 def test_scenes_of_other_sizes(rooms, tmp_path, run_cli):
     flags = ("--augment_scale", 0.2, "--nb_epochs", 1, "--label_fraction", 0.75)
     for phase in ("distill", "finetune"):
@@ -294,9 +315,14 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
     main(arguments(tmp_path / "v1", tmp_path, *flags))
     assert "warning: batvisionv1 has no pictures here" in (tmp_path / "logs/e/console.log").read_text()
     assert "train_response" not in rows(tmp_path)[0]
-    for more in (("--use_pretrained_rgb", "imagenet"), ("--teacher_checkpoint", "x.pth")):
+    for more in (
+        ("--use_pretrained_rgb", "imagenet"), ("--teacher_checkpoint", "x.pth"), ("--lambda_response", 0),
+        ("--bin_loss", "wasserstein"), ("--feature_levels", "x1"), ("--use_adaptive_loss",),
+        ("--phase", "all", "--phase_epochs", "1,1,1", "--nb_epochs", 3), ("--lambda_task", 0),
+    ):  # fmt: skip
         code, _, errors = run_cli(main, *arguments(tmp_path / "v1", tmp_path, *flags, *more, "--overwrite"))
-        assert code == 2 and "no pictures" in errors
+        assert code == 2 and more[0] in errors and "no pictures" in errors and len(errors.splitlines()) == 1
+    main(arguments(tmp_path / "v1", tmp_path, *flags, "--phase", "finetune", "--overwrite"))
 
 
 @pytest.mark.parametrize(
@@ -309,6 +335,7 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
         (("--lambda_bin", 0, "--temperature", 2), "--temperature"),
         (("--lambda_bin", 0, "--bin_loss", "widths"), "--bin_loss"),
         (("--fixed_bins", "--bin_loss", "widths"), "--bin_loss"),
+        (("--augment_scale", 0.2, "--bin_loss", "widths"), "--bin_loss widths"),
         (("--fixed_bins", "--lambda_chamfer", 1), "--lambda_chamfer"),
         (("--lambda_feature", 0, "--feature_levels", "x1"), "--feature_levels"),
         (("--lambda_response", 0, "--response_at", "everywhere"), "--response_at"),
@@ -319,6 +346,7 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
         (("--phase", "all", "--phase_epochs", "1,1,1", "--stop_after_epoch", 10), "--stop_after_epoch"),
         (("--label_fraction", 0), "--freeze_rgb"),
         (("--phase", "finetune", "--lambda_task", 0), "--lambda_task"),
+        (("--phase", "all", "--nb_epochs", 4, "--lambda_task", 0), "the phase finetune of --phase all"),
         (("--phase", "teacher"), "--attention_levels"),
         (("--phase", "finetune", "--lambda_response", 1), "--lambda_response"),
         (("--phase", "finetune", "--response_at", "everywhere"), "--response_at"),
