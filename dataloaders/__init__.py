@@ -23,7 +23,7 @@ from dataloaders.loaders import EpochBatchSampler, collate, create_loader, creat
 from dataloaders.more_pairs import WithMorePairs
 from dataloaders.nyu import NYU
 from dataloaders.problems import KINDS, Problem
-from dataloaders.readers import HeldFile, Source, read_image, read_wav
+from dataloaders.readers import HeldFile, Source, looking_into, read_image, read_wav
 from dataloaders.simulated import Simulated
 from dataloaders.transforms import (
     AUDIO_FORMATS,
@@ -128,16 +128,17 @@ def find_dataset(folder: str | Path) -> str:
     """Return the name of the data set that a folder looks like, from a few names in it.
 
     Raises:
-        DataError: it looks like none.
+        DataError: it looks like none, or may not be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; name that of a data set")
-    refuse_location(folder)
     known = (Simulated, BatVisionV1, BatVisionV2, NYU, Images)  # rooms before the format that they are in
-    for data_set in known:
-        if data_set.is_in(folder):
-            return data_set.name
+    with looking_into(folder):
+        if not folder.is_dir():
+            raise DataError(f"{folder} is no folder; name that of a data set")
+        refuse_location(folder)
+        for data_set in known:
+            if data_set.is_in(folder):
+                return data_set.name
     raise DataError(f"{folder} looks like none of {', '.join(sorted(DATASETS))} (docs/DATA.md says how these look)")
 
 

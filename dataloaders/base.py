@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from dataloaders import transforms
 from dataloaders.crops import CropRule, boxes_within, draw_crops
 from dataloaders.problems import Problem
-from dataloaders.readers import Listing, read_image
+from dataloaders.readers import Listing, looking_into, read_image
 from dataloaders.sample_cache import SampleCache, digests
 from dataloaders.transforms import Size, size_pair
 from errors import DataError, OptionError
@@ -151,14 +151,12 @@ class DepthDataset(Dataset):
         self._wanted = frozenset(MODALITIES if modalities is None else modalities)
         self._listing = Listing()
         self._problems = problems
-        if problems is None:
-            self.prepare_folder()
-        if not Path(self.dataset_dir).is_dir():
-            raise DataError(f"{self.dataset_dir} is no folder; {self.where_to_get_it}")
-        try:
+        with looking_into(self.dataset_dir):
+            if problems is None:
+                self.prepare_folder()
+            if not Path(self.dataset_dir).is_dir():
+                raise DataError(f"{self.dataset_dir} is no folder; {self.where_to_get_it}")
             self.rows = self._held_out(self.find_rows(), holdout_location)
-        except OSError as error:
-            raise DataError(f"{self.dataset_dir} cannot be read ({error}); check its permissions") from None
         if not self.rows and holdout_location:
             raise DataError(f"{self.dataset_dir}: with {holdout_location} held out, the {split} split is empty")
         if not self.rows:

@@ -7,6 +7,7 @@ Units, columns and preprocessing are those of the official repository, AmandineB
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -88,8 +89,10 @@ class BatVisionV2(BatVision):
     @staticmethod
     def is_location(folder: Path) -> bool:
         """Return whether a folder is one of the locations: its tables have a column that V1's have not."""
-        tables = [folder / f"{split}.csv" for split in SPLITS]
-        heads = (path.open(encoding="utf-8", errors="replace").readline() for path in tables if path.is_file())
+        heads = []
+        for split in SPLITS:
+            with suppress(OSError), (folder / f"{split}.csv").open(encoding="utf-8", errors="replace") as file:
+                heads.append(file.readline())
         return any("audio file name" in head.lower().replace("_", " ") for head in heads)
 
     def find_rows(self) -> list[Row]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dataloaders.base import SPLITS, DepthDataset, Row
-from dataloaders.readers import natural_order, read_image
+from dataloaders.readers import is_hidden, looking_into, natural_order, read_image
 from errors import DataError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
@@ -14,6 +15,8 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 class Images(DepthDataset):
     """Every picture below ``<root>/<split>``, or below the root where it has no folder of a split's name.
+
+    Hidden files and folders, whose names begin with a dot, are passed over.
 
     A sample has ``rgb``, ``id`` (the path inside the folder) and ``index``. Pictures are turned upright as their EXIF
     tags say. Without split folders each split is the whole folder: there is no label that could leak.
@@ -27,11 +30,12 @@ class Images(DepthDataset):
 
     @classmethod
     def is_in(cls, folder: Path) -> bool:
-        return any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))
+        return next(pictures_in(folder), None) is not None
 
     @classmethod
     def splits_in(cls, folder: Path) -> tuple[str, ...]:
-        return tuple(split for split in SPLITS if (folder / split).is_dir()) or SPLITS[:1]
+        with looking_into(folder):
+            return tuple(split for split in SPLITS if (folder / split).is_dir()) or SPLITS[:1]
 
     def find_rows(self) -> list[Row]:
         root = Path(self.dataset_dir)
@@ -42,8 +46,7 @@ class Images(DepthDataset):
                     f"{folder} is missing, although {root} is divided into splits; make it, or use one folder"
                 )
             folder = root
-        files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-        names = natural_order(path.relative_to(root).as_posix() for path in files)
+        names = natural_order(path.relative_to(root).as_posix() for path in pictures_in(folder))
         return [
             Row(name, str(folder), number, files={"rgb": (f"{self.dataset_dir}/{name}",)})
             for number, name in enumerate(names, 1)
@@ -51,3 +54,10 @@ class Images(DepthDataset):
 
     def read_rgb(self, row: Row) -> Any:
         return read_image(row.files["rgb"][0], upright=True)
+
+
+def pictures_in(folder: Path) -> Iterator[Path]:
+    """Find the pictures below a folder, in no order, but for hidden ones."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and not is_hidden(path.relative_to(folder)) and path.is_file():
+            yield path

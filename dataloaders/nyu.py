@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dataloaders.base import DepthDataset, Row, ToMetres, depth_from_metres, depth_from_millimetres, log
 from dataloaders.matlab import LabelledFile, read_splits
-from dataloaders.readers import LETTERS, natural_order, read_image, refuse_other_separator, safe_path
+from dataloaders.readers import LETTERS, is_hidden, natural_order, read_image, refuse_other_separator, safe_path
 from errors import DataError
 
 VALIDATION_SHARE = 0.1
@@ -184,7 +184,8 @@ class NYU(DepthDataset):
             if not folder.is_dir():
                 raise DataError(f"{folder} is missing; this layout has rgb and depth below train and test")
         by_stem = {path.stem: str(path) for path in sorted(maps.iterdir()) if path.suffix.lower() == ".png"}
-        names = natural_order(path.name for path in pictures.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        found = (path for path in pictures.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        names = natural_order(path.name for path in found if not is_hidden(path))
         rows = []
         for number, name in enumerate(names, 1):
             stem = Path(name).stem
@@ -265,7 +266,8 @@ def _csv_folder(root: Path, name: str) -> Path | None:
 
 def _list_file(root: Path, part: str) -> Path | None:
     for folder in (root, root / "train_test_inputs"):
-        found = sorted(path for path in folder.glob(f"*{part}*.txt") if path.is_file()) if folder.is_dir() else []
+        paths = folder.glob(f"*{part}*.txt") if folder.is_dir() else ()
+        found = sorted(path for path in paths if path.is_file() and not is_hidden(path))
         named = [path for path in found if "nyu" in path.name.lower()] or found
         if named:
             return named[0]

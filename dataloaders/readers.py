@@ -63,6 +63,15 @@ def parsing(path: Source, kind: str) -> Iterator[None]:
         raise DataError(f"{path} cannot be read as {kind} ({what}); copy the file again") from None
 
 
+@contextmanager
+def looking_into(folder: str | Path) -> Iterator[None]:
+    """Turn what the system says of a folder that may not be read into a DataError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error}); check its permissions") from None
+
+
 def read_wav(path: Source, *, resample_to_44100: bool = False) -> Tensor:
     """Read a stereo recording as [2, N] float32 (left, right), full scale at 1.
 
@@ -245,6 +254,14 @@ class Listing:
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Return those of the paths that do not exist."""
         return [path for path in paths if path not in self]
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether a part of a path begins with a dot.
+
+    Archives of macOS hold a ``._name.jpg`` beside each ``name.jpg``, which is no picture; viewers keep ``.thumbnails``.
+    """
+    return any(part.startswith(".") for part in path.parts)
 
 
 def natural_order(names: Iterable[str]) -> Sequence[str]:

@@ -198,9 +198,9 @@ def write_dataset(
     root = Path(output)
     settings = Settings(layout, train, val, test, image_size, seed)
     workers = _checked(settings, workers)
-    if _is_finished(root, settings):
-        return
     try:
+        if _is_finished(root, settings):
+            return
         with _locked(root, progress):
             if _is_finished(root, settings):
                 return

@@ -1,6 +1,12 @@
 """check_dataset.py: every data set is recognised, read, summed up and left as it is; its problems are listed."""
 
+import codecs
 import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +25,8 @@ from make_data import (
 )
 
 import check_dataset
-from dataloaders import DATASETS, find_dataset
+from dataloaders import DATASETS, create_dataset, find_dataset
+from errors import DataError
 
 HERE = ("--num_workers", 0)
 WRITERS = {
@@ -170,6 +177,48 @@ def test_what_is_no_data_set_is_an_error(tmp_path, run_cli):
     code, _, errors = run_cli(check_dataset.main, tmp_path, *HERE, "--dataset", "nyu")
     assert code == 2
     assert "holds no known layout" in errors
+
+
+@pytest.fixture
+def somebody(monkeypatch):
+    """A folder, and what to call to be nobody who has rights: root may read everything."""
+    if sys.platform == "win32":
+        pytest.skip("Windows has other rights")
+    folder = Path(tempfile.mkdtemp())  # pytest's own is open to its user alone
+    folder.chmod(0o755)
+    codecs.lookup("utf-8-sig")  # read from a file that this nobody may not read either
+    yield folder, lambda: os.getuid() or os.seteuid(65534)
+    if os.getuid() == 0:
+        os.seteuid(0)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "simulated"])
+def test_a_folder_that_may_not_be_read_is_one_line(name, somebody, run_cli):
+    folder, become = somebody
+    root = WRITERS.get(name, write_batvision_v2)(folder / "data")
+    root.chmod(0)
+    become()
+    for flags in ((), ("--dataset", name.split()[0])):
+        code, out, errors = run_cli(check_dataset.main, root, *HERE, *flags)
+        assert (code, out) == (2, "")
+        assert "Permission denied" in errors and len(errors.strip().splitlines()) == 1
+    if name == "simulated":
+        with pytest.raises(DataError, match="data cannot be read"):
+            create_dataset(name, root, "train", 16)
+
+
+def test_a_table_that_may_not_be_read_is_a_problem_among_others(somebody, run_cli):
+    folder, become = somebody
+    root = write_batvision_v1(folder / "data")
+    (root / "train.csv").chmod(0)
+    become()
+    code, out, _ = run_cli(check_dataset.main, root, *HERE)
+    assert code == 1
+    assert f"{root}: train.csv cannot be read as CSV ([Errno 13] Permission denied" in out
+    assert f"{root}: batvisionv1\n" in out and out.endswith("1 problem: 1 split\n")
 
 
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path, run_cli):

@@ -16,6 +16,8 @@ from make_data import (
     write_batvision_v1,
     write_batvision_v2,
     write_images,
+    write_nyu_b,
+    write_nyu_d,
 )
 from PIL import Image
 
@@ -28,6 +30,7 @@ from dataloaders import (
     create_loader,
     create_loaders,
     create_training_data,
+    find_dataset,
     simulated,
 )
 from errors import DataError, OptionError, from_worker
@@ -177,6 +180,26 @@ def test_pictures_of_other_modes_become_rgb(tmp_path):
     assert samples["RGBA.tif"].mean((1, 2)).tolist() == pytest.approx([200 / 255, 10 / 255, 10 / 255], abs=1e-3)
     assert samples["CMYK.tif"][0].mean() > 0.7 > 0.1 > samples["CMYK.tif"][1].mean()
     assert samples["L.tif"].unique().tolist() == pytest.approx([90 / 255])
+
+
+def test_hidden_files_are_no_pictures(tmp_path):
+    root = write_images(tmp_path / ".home/data", count=2)
+    write_images(root / ".thumbnails")
+    write_images(root / "day/.cache")
+    write_images(root / "day", count=1)
+    (root / "._0.jpg").write_bytes(b"a resource fork")
+    assert create_dataset("images", root, "train", 16).ids == ["0.jpg", "1.jpg", "day/0.jpg"]
+    write_images(tmp_path / "none/.thumbnails")
+    with pytest.raises(DataError, match="looks like none"):
+        find_dataset(tmp_path / "none")
+    nyu = write_nyu_b(tmp_path / "b")
+    count = len(create_dataset("nyu", nyu, "train", 16))
+    for name in ("rgb/._1.jpg", "depth/._1.png"):
+        (nyu / "train" / name).write_bytes(b"a resource fork")
+    assert len(create_dataset("nyu", nyu, "train", 16)) == count
+    nyu = write_nyu_d(tmp_path / "d")
+    (nyu / "._nyudepthv2_train_files_with_gt.txt").write_bytes(b"a resource fork")
+    assert create_dataset("nyu", nyu, "train", 16)[0]["depth"].any()
 
 
 def test_images_have_rgb_only_in_natural_order_and_stand_upright(tmp_path):

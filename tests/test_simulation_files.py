@@ -328,6 +328,16 @@ def test_script_says_what_is_wrong_in_one_line(batvision, tmp_path):
     assert result.stderr.startswith("simulate_rooms.py: error: ") and result.stderr.count("\n") == 1
 
 
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "rooms").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"rooms: .*Permission denied"):
+        write_dataset(tmp_path / "rooms", **SMALL)
+
+
 def test_script_runs_from_any_folder(tmp_path):
     (tmp_path / "simulation.py").write_text("raise RuntimeError('not this one')\n")
     options = ("--train", 1, "--val", 0, "--test", 0, "--image_size", 16, "--workers", 1)
