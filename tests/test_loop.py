@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -221,6 +222,52 @@ def test_tables_drop_later_rows_and_grow_columns(tmp_path):
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["loss"] == 1 / 3
     assert "more" not in rows[0]
+
+
+@pytest.mark.parametrize("cut", ["3,6.1e-", "3,6.1", "3,", "3"])
+def test_a_row_that_is_cut_off_is_no_row(tmp_path, cut):
+    Table(tmp_path / "t.csv", "epoch", 0).append([{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 6.1e-5}])
+    with (tmp_path / "t.csv").open("a") as file:
+        file.write(cut)
+    assert read_csv(tmp_path / "t.csv") == [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 6.1e-5}]
+    Table(tmp_path / "t.csv", "epoch", 2)
+    assert (tmp_path / "t.csv").read_bytes() == b"epoch,loss\r\n1,0.1\r\n2,6.1e-05\r\n"
+
+
+def test_a_row_that_holds_no_number_is_named(tmp_path):
+    (tmp_path / "t.csv").write_text("epoch,loss\n1,0.5\n2,low\n")
+    with pytest.raises(DataError, match=r"t.csv, row 2: .*'low'"):
+        read_csv(tmp_path / "t.csv")
+
+
+needs_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
+FULL_DISK = r"cannot be written \(.*No space left on device"
+
+
+@needs_full_disk
+def test_a_log_names_the_file_for_which_the_disk_is_full(tmp_path):
+    log = RunLog(tmp_path, tmp_path)
+    log.steps([{"step": 1, "loss": 0.5}])
+    log.epoch({"epoch": 1, "train_loss": 0.5}, 1)
+    for name, keep in (
+        ("steps.csv", lambda: log.steps([{"step": 2, "loss": 0.5}])),
+        ("metrics.csv", lambda: log.epoch({"epoch": 2, "train_loss": 0.5}, 2)),
+    ):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("/dev/full")
+        with pytest.raises(OptionError, match=f"{name} {FULL_DISK}"):
+            keep()
+    log.close()
+
+
+@needs_full_disk
+def test_a_line_for_which_the_disk_is_full_ends_in_no_traceback(tmp_path, capsys):
+    (tmp_path / "console.log").symlink_to("/dev/full")
+    log = RunLog(tmp_path, tmp_path)
+    for keep in (lambda: log.say("hello"), log.close):  # what could not be written is tried again at the end
+        with pytest.raises(OptionError, match=f"console.log {FULL_DISK}"):
+            keep()
+    assert capsys.readouterr().out == "hello\n"
 
 
 def test_a_workers_error_comes_as_it_was_raised():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from errors import OptionError
 from experiments import charts
 from experiments.scores import Scores
 from experiments.suites import Suite
@@ -88,3 +89,12 @@ def test_what_labels_are_worth_is_drawn_of_the_rows_that_there_are(charted):
     assert line.get_xydata() == pytest.approx(np.array([[1, 0.5], [2, 0.3]]))
     assert other.get_xydata() == pytest.approx(np.array([[0, 0.7]]))
     assert ranges.get_segments()[0][:, 1] == pytest.approx([0.4, 0.6]), "of the seeds"
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "a.png"
+    with pytest.raises(OptionError, match=r"file/a.png cannot be written"):
+        save_grid(path, [("depth", "depth", [torch.ones(1, 4, 4)])], ["row"])
+    with pytest.raises(OptionError, match=r"file/a.png cannot be written"):
+        save_curves(path, [{"epoch": 1, "train_loss": 0.5}])

@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.files import write_whole
+from errors import DataError, OptionError
+from training.files import write_whole, writing
 
 Row = dict[str, Any]
 
@@ -25,6 +26,10 @@ class RunLog:
         epoch: the last epoch that is done; later rows, left by a run that was stopped, are dropped.
         step: the last step that is done, likewise.
         enabled: False on all processes but the first.
+
+    Raises:
+        OptionError: here, and wherever something is kept: the disk is full or not writable.
+        DataError: a table holds what is no number.
     """
 
     def __init__(self, results: Path, logs: Path, *, epoch: int = 0, step: int = 0, enabled: bool = True) -> None:
@@ -34,7 +39,9 @@ class RunLog:
             return
         self._metrics = Table(results / "metrics.csv", "epoch", epoch)
         self._steps = Table(logs / "steps.csv", "step", step)
-        self._console = (logs / "console.log").open("a", encoding="utf-8", buffering=1)
+        self._said = logs / "console.log"
+        with writing(self._said):
+            self._console = self._said.open("a", encoding="utf-8", buffering=1)
 
     def say(self, line: str) -> None:
         """Print a line, above a progress bar if there is one, and keep it in ``console.log``."""
@@ -42,7 +49,8 @@ class RunLog:
             return
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-        self._console.write(line + "\n")
+        with writing(self._said):
+            self._console.write(line + "\n")
 
     def warn(self, line: str) -> None:
         """Say a line that a reader must not miss."""
@@ -73,7 +81,11 @@ class RunLog:
         return self._metrics.read() if self.enabled else []
 
     def start_wandb(self, project: str, name: str, folder: Path, config: Row) -> None:
-        """Log to Weights & Biases too; offline, with a warning, where no key is known or it is out of reach."""
+        """Log to Weights & Biases too; offline, with a warning, where no key is known or it is out of reach.
+
+        Raises:
+            OptionError: it is reached, and refuses.
+        """
         if not self.enabled:
             return
         import wandb
@@ -89,6 +101,8 @@ class RunLog:
         except wandb.errors.CommError as error:
             self.warn(f"W&B cannot be reached ({error}), so this run is logged offline; wandb sync uploads it later")
             self._wandb = wandb.init(settings=settings, mode="offline", **options)
+        except wandb.errors.Error as error:
+            raise OptionError(f"--use_wandb: W&B refuses this run ({error})") from error
 
     def picture(self, key: str, path: Path, step: int) -> None:
         """Send a picture that was saved to W&B."""
@@ -100,9 +114,24 @@ class RunLog:
     def close(self) -> None:
         """Finish the files and the W&B run."""
         if self.enabled:
-            self._console.close()
             if self._wandb:
                 self._wandb.finish()
+            with writing(self._said):  # a line that found the disk full is tried once more
+                self._console.close()
+
+
+def check_wandb(project: str) -> None:
+    """Make sure that Weights & Biases takes a project of this name; nothing is written, and nobody asked.
+
+    Raises:
+        OptionError: it does not.
+    """
+    import wandb
+
+    try:
+        wandb.Settings(project=project)
+    except wandb.errors.Error as error:
+        raise OptionError(f"--wandb_project {project}: {error}") from error
 
 
 class Table:
@@ -112,6 +141,10 @@ class Table:
         path: the file.
         key: the column that counts up.
         last: rows beyond this count are dropped, all of them at 0.
+
+    Raises:
+        OptionError: here, and where rows are added: the disk is full or not writable.
+        DataError: it holds what is no number.
     """
 
     def __init__(self, path: Path, key: str, last: int) -> None:
@@ -131,7 +164,7 @@ class Table:
             self._columns = columns
             self._rewrite([*self.read(), *rows])
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, columns, restval="").writerows(rows)
 
     def _rewrite(self, rows: list[Row]) -> None:
@@ -140,15 +173,27 @@ class Table:
         if self._columns:
             writer.writeheader()
         writer.writerows(rows)
-        with write_whole(self.path) as file:
+        with writing(self.path), write_whole(self.path) as file:
             file.write(text.getvalue().encode())
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Read a table of numbers back: whole numbers as int, the others as float; an empty cell is not in its row."""
+    """Read a table of numbers back: whole numbers as int, the others as float; an empty cell is not in its row.
+
+    A last row that a kill or a full disk has cut off, be it within its last number, is no row.
+
+    Raises:
+        DataError: a cell of another row is no number.
+    """
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a row cut off by a kill is no row
-    return [{key: _number(cell) for key, cell in row.items() if cell} for row in rows]
+        whole = [line for line in file if line.endswith("\n")]
+    rows = []
+    for number, row in enumerate(csv.DictReader(whole), start=1):
+        try:
+            rows.append({key: _number(cell) for key, cell in row.items() if cell})
+        except (TypeError, ValueError) as error:  # TypeError: more cells than columns
+            raise DataError(f"{path}, row {number}: not a row of numbers ({error}); mend it, or delete it") from error
+    return rows
 
 
 def _number(cell: str) -> float | int:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from dataloaders.transforms import SAMPLE_RATE
-from training.files import write_whole
+from training.files import write_whole, writing
 
 matplotlib.use("Agg")  # no screen is needed, or asked for
 import matplotlib.pyplot as plt
@@ -50,6 +50,9 @@ def save_grid(
         row_titles: one per row.
         title: of the whole picture.
         sound: the ``preprocessing`` of what is heard, from which the axes of the spectrograms follow; None draws none.
+
+    Raises:
+        OptionError: the disk is full or not writable.
     """
     rows = len(row_titles)
     figure, axes = plt.subplots(
@@ -186,7 +189,11 @@ def error_map(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Save the curves of ``metrics.csv``: the training loss with its parts, and what validation metrics there are."""
+    """Save the curves of ``metrics.csv``: the training loss with its parts, and what validation metrics there are.
+
+    Raises:
+        OptionError: the disk is full or not writable.
+    """
     if not rows:
         return
     epochs = [row["epoch"] for row in rows]
@@ -215,7 +222,10 @@ def save_curves(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as file:
-        figure.savefig(file, format="png", dpi=80)
-    plt.close(figure)
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with write_whole(path) as file:
+                figure.savefig(file, format="png", dpi=80)
+    finally:
+        plt.close(figure)
