@@ -293,6 +293,14 @@ def test_weights_and_biases_offline(rooms, tmp_path, run_cli, monkeypatch):
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
+def test_a_project_that_weights_and_biases_does_not_take(rooms, unbroken, run_cli, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    flags = ("--overwrite", "--use_wandb", "--wandb_project", "a/b")
+    code, _, errors = run_cli(train_rgb_depth.main, *arguments(rooms, unbroken, "--nb_epochs", 4, *flags))
+    assert code == 2 and "--wandb_project a/b: " in errors and len(errors.splitlines()) == 1
+    assert not list(unbroken.rglob("superseded_*")), "nothing was set aside"
+
+
 @pytest.mark.parametrize("flags", [("--precision", "32", "--deterministic"), ("--optimizer", "SGD"),
                                    ("--scheduler", "step", "--optimizer", "Adam"), ("--no-bilinear",)])  # fmt: skip
 def test_flags_that_change_how_it_runs(rooms, tmp_path, run_cli, flags):

@@ -32,7 +32,7 @@ from training.machine import peak_memory
 from training.metrics import BATVISION, Scoring
 from training.micro_batches import MicroBatches
 from training.options import plain_arguments
-from training.run_log import Row, RunLog
+from training.run_log import Row, RunLog, check_wandb
 from training.task import Batch, Task
 from training.version import VERSION, commit
 from training.visualization import Column, error_map, save_curves, save_grid
@@ -131,6 +131,8 @@ def run_training(
         UserError: before anything is written, when flags, data and checkpoint do not fit each other.
     """
     commit()  # before it changes, for the checkpoints
+    if args.use_wandb:
+        check_wandb(args.wandb_project)
     student: Any = task.student
     student.check_image_size(args.image_size)
     validation = validation or Validation()
