@@ -15,6 +15,7 @@ import torch
 from make_data import read_csv, set_cell, write_batvision_v1, write_batvision_v2, write_images, write_nyu_b
 
 import train_rgb_depth
+from errors import OptionError
 from models import create_model
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.experiment import Experiment, Start
@@ -131,6 +132,38 @@ def test_a_best_model_of_an_epoch_that_was_not_completed_makes_way_for_the_one_b
     restored = load_checkpoint(folder / "best_model.pth")
     assert restored["epoch"] == 1 and restored.keys() == best.keys()
     assert same(restored["model_state_dict"], best["model_state_dict"])
+
+
+def test_a_best_model_is_brought_back_without_its_training_state_and_an_unreadable_one_is_set_aside(rooms, tmp_path):
+    begin = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 4)]
+    train_rgb_depth.main([*begin, "--stop_after_epoch", "3"])
+    folder = tmp_path / "checkpoints/e"
+    last, second = (load_checkpoint(folder / name) for name in ("last.pth", "checkpoint_0002.pth"))
+    last["best"] = {**last["best"], "epoch": 2}
+    (folder / "best_model.pth").write_bytes(b"PK torn")  # by a kill, of a version that copied it in place
+    Experiment(tmp_path, "e")._rewind(Start(last, folder / "last.pth"))
+    assert (folder / "superseded_1/best_model.pth").read_bytes() == b"PK torn"
+    restored = load_checkpoint(folder / "best_model.pth")
+    assert "training" not in restored and restored["epoch"] == 2
+    assert same(restored["model_state_dict"], second["model_state_dict"])
+
+    for name in ("best_model.pth", "checkpoint_0002.pth"):
+        (folder / name).write_bytes(b"PK torn")
+    train_rgb_depth.main([*begin, "--resume"])
+    assert load_checkpoint(folder / "last.pth")["epoch"] == 4
+
+
+def test_the_flags_are_written_whole_or_not_at_all(rooms, tmp_path, monkeypatch):
+    args = train_rgb_depth.create_parser().parse_args([str(x) for x in arguments(rooms, tmp_path)])
+    experiment = Experiment(tmp_path, "e")
+    experiment.begin(args, Start())
+    experiment.end()
+    before = (tmp_path / "checkpoints/e/args.json").read_bytes()
+    start = Start({"epoch": 1, "best": {"epoch": 0}}, tmp_path / "last.pth")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OptionError, match="No space left"):
+        experiment.begin(args, start)
+    assert (tmp_path / "checkpoints/e/args.json").read_bytes() == before
 
 
 def test_going_back_to_an_epoch_sets_the_later_ones_aside(rooms, unbroken, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from errors import CheckpointError, OptionError
 from training.checkpoint import load_checkpoint, require_entries, save_checkpoint
-from training.files import claim
+from training.files import claim, write_whole
 from training.options import plain_arguments
 
 # What a run writes, folder by folder: nothing else is ever moved or removed.
@@ -143,7 +143,8 @@ class Experiment:
                 folder.mkdir(parents=True, exist_ok=True)
                 for left in folder.glob(".*.tmp"):  # by a run that was killed while it wrote
                     left.unlink()
-            (self.checkpoints / "args.json").write_text(json.dumps(plain_arguments(args), indent=2) + "\n")
+            with write_whole(self.checkpoints / "args.json") as file:
+                file.write(f"{json.dumps(plain_arguments(args), indent=2)}\n".encode())
         except OSError as error:
             raise OptionError(f"--output_dir {self.output_dir} cannot be written to ({error})") from error
         self._replaced = aside if args.overwrite else []
@@ -171,7 +172,10 @@ class Experiment:
         return [path for key, folder in folders.items() for pattern in WRITTEN[key] for path in folder.glob(pattern)]
 
     def _rewind(self, start: Start) -> list[Path]:
-        """Set aside what is later than the epoch to resume, and bring back the best model of that time."""
+        """Set aside what is later than the epoch to resume, and bring back the best model of that time.
+
+        One that cannot be read is set aside too: it must not keep a run from going on that does not need it.
+        """
         assert start.checkpoint is not None
         best = self.checkpoints / "best_model.pth"
         later = [
@@ -180,14 +184,15 @@ class Experiment:
             for path in folder.glob(pattern)
             if _epoch_of(path) > start.epoch
         ]
-        if best.is_file() and load_checkpoint(best)["epoch"] > start.epoch:
+        if best.is_file() and ((found := _load_readable(best)) is None or found["epoch"] > start.epoch):
             later.append(best)
         aside = self._set_aside(later)
-        at_best = self.checkpoints / f"checkpoint_{start.checkpoint['best']['epoch']:04d}.pth"
-        if not best.is_file() and at_best.is_file():
-            shutil.copyfile(at_best, best)
-        elif not best.is_file() and start.checkpoint["best"]["epoch"] == start.epoch:
-            save_checkpoint({key: value for key, value in start.checkpoint.items() if key != "training"}, best)
+        if not best.is_file():
+            at_best = start.checkpoint["best"]["epoch"]
+            kept = self.checkpoints / f"checkpoint_{at_best:04d}.pth"
+            state = start.checkpoint if at_best == start.epoch else _load_readable(kept)
+            if state is not None:
+                save_checkpoint({key: value for key, value in state.items() if key != "training"}, best)
         return aside
 
     def _set_aside(self, paths: list[Path]) -> list[Path]:
@@ -201,6 +206,14 @@ class Experiment:
         for path in paths:
             path.rename(path.parent / f"superseded_{number}" / path.name)
         return folders
+
+
+def _load_readable(path: Path) -> dict[str, Any] | None:
+    """Return a checkpoint, or None where there is none that can be read."""
+    try:
+        return load_checkpoint(path)
+    except CheckpointError:
+        return None
 
 
 def _epoch_of(path: Path) -> int:
