@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -75,10 +75,33 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Printer(logging.StreamHandler):
+    """Prints what is logged. Where nobody reads on, :func:`run_script` finds out, without a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Called by ``logging`` while an exception is handled."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+
+
 def run_script(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
-    """Run a script's ``main`` and exit: 0 when it returns, 2 with one line on a :class:`UserError`, 130 on Ctrl-C."""
-    script = Path(sys.argv[0]).name
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+    """Run a script's ``main`` and exit.
+
+    With 0 when it returns, with its own code where it exits itself, with 2 and one line on a :class:`UserError`, with
+    130 on Ctrl-C, with 141 where nobody reads on what it prints (``| head``).
+    """
+    try:
+        code = _outcome(main, Path(sys.argv[0]).name)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at the end fails too
+        code = 141  # as a shell says of what SIGPIPE ended
+    sys.exit(code)
+
+
+def _outcome(main: Callable[[Sequence[str] | None], None], script: str) -> Any:
+    """Run ``main`` and return what to exit with."""
+    logging.basicConfig(format="%(message)s", handlers=[Printer(sys.stdout)], force=True)
     for room in ("dataloaders", "simulation"):  # what a reader must know: which scenes validate, what is simulated
         logging.getLogger(room).setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
     signal.signal(signal.SIGTERM, interrupt)  # a scheduler's notice ends a run as Ctrl-C does
@@ -89,8 +112,10 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
         main(None)
     except UserError as error:
         print(f"{script}: error: {from_worker(error)}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        return 130
+    except SystemExit as end:
+        return end.code
+    return 0

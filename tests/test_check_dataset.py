@@ -4,6 +4,7 @@ import codecs
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ import check_dataset
 from dataloaders import DATASETS, create_dataset, find_dataset
 from errors import DataError
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 HERE = ("--num_workers", 0)
 WRITERS = {
     "batvisionv1": write_batvision_v1,
@@ -177,6 +179,44 @@ def test_what_is_no_data_set_is_an_error(tmp_path, run_cli):
     code, _, errors = run_cli(check_dataset.main, tmp_path, *HERE, "--dataset", "nyu")
     assert code == 2
     assert "holds no known layout" in errors
+
+
+ENDS = {
+    "print('line')": "",
+    "print('line\\n' * 99_999)": "",
+    "print('line'); sys.exit(1)": "",
+    "logging.getLogger('dataloaders').info('line')": "",
+    "print('line'); raise errors.DataError('a.wav is missing')": "-c: error: a.wav is missing\n",
+}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_nobody_who_reads_on_is_no_traceback(ends):
+    reader, writer = os.pipe()
+    os.close(reader)  # as head does, sooner or later
+    script = f"import errors, logging, sys\ndef main(_): {ends}\nerrors.run_script(main)"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=buffered,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, ENDS[ends])
+
+
+def test_a_check_of_which_the_first_line_is_enough(tmp_path):
+    root = write_batvision_v2(tmp_path / "data", locations=("Attic",), rows={"train": 2})
+    truncate(root / "Attic/audio/audio_1.wav")
+    flags = ["--num_workers", "0", "--split", "train"]
+    with subprocess.Popen(
+        [sys.executable, "check_dataset.py", root, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=REPOSITORY,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 @pytest.fixture
