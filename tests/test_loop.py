@@ -126,10 +126,14 @@ def test_the_mean_of_what_labels_teach_is_over_the_labelled_images(tmp_path):
     means = means_of_an_epoch(Fabric(accelerator="cpu", devices=1), tmp_path)
     assert means["train_task"] == pytest.approx((2 + 4 + 6) / 3)
     assert means["train_all"] == pytest.approx((3 + 0 + 3) / 3)
+    steps = read_csv(tmp_path / "steps.csv")
+    assert [(row["task"], row["all"]) for row in steps] == [(3, 3), (0, 0), (6, 3)]
     port = 27500 + os.getpid() % 2000
     torch.multiprocessing.spawn(save_means_of_a_process, (port, tmp_path), 2)
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(means)
+    both = read_csv(tmp_path / "steps.csv")
+    assert [pytest.approx(row) for row in steps] == both, "of both, not the first one's share"
 
 
 class RunLogIn:

@@ -168,7 +168,7 @@ def train_epoch(
             scheduler.step()
             if len(window) == READ_EVERY or (step + 1) % steps == 0:
                 guard.raise_if_tripped()
-                rows = read_rows(window)
+                rows = read_rows(fabric, window)
                 log.steps(rows)
                 batches.show(loss=f"{rows[-1]['loss']:.4f}", lr=f"{rows[-1]['lr']:.2g}")
                 window = []
@@ -382,7 +382,7 @@ def share_statistics(fabric: Fabric, task: nn.Module) -> None:
 
 
 def reduce(fabric: Fabric, value: Tensor, by: str) -> Tensor:
-    """Sum or average a scalar over the processes."""
+    """Sum or average a tensor, value by value, over the processes."""
     reduced = fabric.all_reduce(value, reduce_op=by)
     assert isinstance(reduced, Tensor)
     return reduced
@@ -420,8 +420,12 @@ class Batches:
         self._bar.set_postfix(values, refresh=False)
 
 
-def read_rows(window: list[Row]) -> list[Row]:
-    """Read the tensors of step rows back from the device, all at once."""
+def read_rows(fabric: Fabric, window: list[Row]) -> list[Row]:
+    """Read the tensors of step rows back from the device, all at once: of several processes, the mean of theirs.
+
+    A part is a process's share of what all have (``training.task.mean_over_images``). All processes call this together.
+    """
     keys = [key for key, value in window[0].items() if isinstance(value, Tensor)]
-    values = torch.stack([torch.stack([row[key].float() for key in keys]) for row in window]).tolist()
-    return [{**row, **dict(zip(keys, cells, strict=True))} for row, cells in zip(window, values, strict=True)]
+    values = torch.stack([torch.stack([row[key].float() for key in keys]) for row in window])  # [steps, parts]
+    read = reduce(fabric, values, "mean").tolist()
+    return [{**row, **dict(zip(keys, cells, strict=True))} for row, cells in zip(window, read, strict=True)]
