@@ -21,11 +21,12 @@ def read_bare(files: Mapping[str, Source], preprocessing: Mapping[str, Any], *, 
         resample: bring other sample rates to 44.1 kHz.
 
     Returns:
-        ``audio`` [1, 2, S, S] with the ``waveform`` [1, 2, N] that it is made of, and ``rgb`` [1, 3, S, S], turned
-        upright as its EXIF tag says; those that there are.
+        ``audio`` [1, C, S, S], C of :func:`~dataloaders.transforms.audio_channels`, with the ``waveform`` [1, 2, N]
+        that it is made of, and ``rgb`` [1, 3, S, S], turned upright as its EXIF tag says; those that there are.
 
     Raises:
-        DataError: of a file that is broken, or not what it should be; the message names it.
+        DataError: of a file that is broken, or not what it should be, or of a recording that :func:`check_recording`
+            refuses; the message names it.
     """
     batch: dict[str, Tensor] = {}
     for key, file in files.items():
@@ -35,7 +36,7 @@ def read_bare(files: Mapping[str, Source], preprocessing: Mapping[str, Any], *, 
                 check_recording(wave, preprocessing)
                 wave = prepare_wave(wave, preprocessing)  # [2, N]
                 batch["waveform"] = wave[None]
-                batch[key] = prepare_audio(wave, preprocessing)[None]  # [1, 2, S, S]
+                batch[key] = prepare_audio(wave, preprocessing)[None]  # [1, C, S, S]
             else:
                 batch[key] = prepare_rgb(read_image(file, upright=True), preprocessing)[None]  # [1, 3, S, S]
         except DataError as error:

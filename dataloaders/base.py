@@ -59,7 +59,8 @@ class DepthDataset(Dataset):
 
     ``dataset[i]`` and ``dataset[(epoch, i)]`` give a dict; plain ``i`` is epoch 0:
 
-    - ``audio`` [2, S, S] float32: time-frequency image of the left and the right ear.
+    - ``audio`` [C, S, S] float32: time-frequency image of the left and the right ear, and of ``interaural`` maps of
+      both; C of :func:`~dataloaders.transforms.audio_channels`.
     - ``rgb`` [3, S, S] float32 in [0, 1].
     - ``depth`` [1, S, S] float32 in metres, 0 = invalid (all 0 for a pair without a label); native size on request.
     - ``id`` str, ``index`` int: the instance's name and its row.
@@ -247,7 +248,7 @@ class DepthDataset(Dataset):
         row = self.rows[index]
         with self._naming(index, modality):
             if modality == "audio":
-                return transforms.prepare_audio(self.read_audio(row), self.preprocessing)  # [2, S, S]
+                return transforms.prepare_audio(self.read_audio(row), self.preprocessing)  # [C, S, S]
             if modality == "rgb":
                 return transforms.prepare_rgb(self.read_rgb(row), self.preprocessing)  # [3, S, S]
             return self._depth(index) if row.has("depth") else self._no_depth()  # [1, S, S]

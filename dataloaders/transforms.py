@@ -122,13 +122,14 @@ def nearest_pixels(old: int, new: int) -> np.ndarray:
 def prepare_rgb(
     image: Image.Image, preprocessing: Mapping[str, Any], box: tuple[float, float, float, float] | None = None
 ) -> Tensor:
-    """A picture of any mode with 8 bits a channel -> [3, S, S] float32 in [0, 1].
+    """A picture, of any mode but one channel of more than 8 bits -> [3, S, S] float32 in [0, 1].
 
     Grey, palette, RGBA and CMYK turn into RGB (alpha is dropped). Resized with antialiasing, bilinearly unless
     ``rgb_filter`` says otherwise; of a ``box`` (left, top, right, bottom; pixels), where one is given.
 
     Raises:
-        DataError: 16-bit or float pictures, which Pillow would cut off at 255 rather than scale.
+        DataError: pictures of one channel of more than 8 bits, such as depth maps, which Pillow would cut off at 255
+            rather than scale.
     """
     if image.mode.startswith(("I", "F")):
         raise DataError(

@@ -18,7 +18,9 @@ from errors import CheckpointError, OptionError
 from models.base import DepthModel, Features, normalize_imagenet
 from models.binaural_attention_model import BinauralEncoder
 from models.blocks import EARS, LEVEL_WIDTHS, Decoder, DoubleConv, Encoder, name_levels
-from models.weights import read_pickle, weights_in
+from models.weights import load_strictly, read_pickle, weights_in
+
+FIRST_WEIGHT = "levels.0.0.weight"  # of an Encoder: as many rows as it has base channels
 
 RGB_ENCODERS = ("unet", "resnet50")
 
@@ -238,9 +240,10 @@ class AdaBinsNet(DepthModel):
         self.decoder = AdaBinsDecoder(base_channels, n_bins, bilinear)
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Map spectrograms [B, 2, H, W] or RGB [B, 3, H, W] in [0, 1] to depth [B, 1, H, W] in metres.
+        """Map what is heard [B, C, H, W] or RGB [B, 3, H, W] in [0, 1] to depth [B, 1, H, W] in metres.
 
-        H and W are multiples of 16. With ``return_features`` the second value is the dict of levels and bins.
+        C is ``audio_channels``; H and W are multiples of 16. With ``return_features`` the second value is the dict of
+        levels and bins.
         """
         encoded = self.encoder(x)
         widths = self.bins(encoded[-1])  # [B, N]
@@ -302,7 +305,7 @@ class AdaBinsDistillationModel(nn.Module):
         self.rgb = rgb
 
     def forward(self, audio: Tensor, rgb: Tensor | None = None) -> Any:
-        """Map spectrograms [B, 2, H, W] to depth [B, 1, H, W] in metres.
+        """Map what is heard [B, C, H, W], C the student's ``audio_channels``, to depth [B, 1, H, W] in metres.
 
         With RGB [B, 3, H, W] in [0, 1] beside them: ``{"audio": (depth, features), "rgb": (depth, features)}``.
         """
@@ -392,7 +395,7 @@ def load_pretrained(model: AdaBinsRGBNet, weights: dict[str, Tensor], source: st
     """Load into the encoder what :func:`read_pretrained` returned, strictly.
 
     Raises:
-        CheckpointError: the weights do not fit; the shapes say why.
+        CheckpointError: the weights do not fit; the shapes say why, and which width would fit.
     """
     levels: Any = model.encoder.levels
     if isinstance(levels, PretrainedEncoder):
@@ -402,6 +405,11 @@ def load_pretrained(model: AdaBinsRGBNet, weights: dict[str, Tensor], source: st
         target = levels
         weights = {key.removeprefix("encoder."): value for key, value in weights.items()}
     try:
-        target.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"--use_pretrained_rgb {source}: its weights do not fit: {error}") from error
+        load_strictly(target, weights, Path(source))
+    except CheckpointError as error:
+        wanted, found = (
+            list(state[FIRST_WEIGHT].shape) if FIRST_WEIGHT in state else None
+            for state in (target.state_dict(), weights)
+        )
+        hint = f"; give --base_channels {found[0]}" if wanted and found and found[0] != wanted[0] else ""
+        raise CheckpointError(f"--use_pretrained_rgb {error}{hint}") from error

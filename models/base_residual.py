@@ -57,9 +57,10 @@ class BaseResidualNet(DepthModel):
         nn.init.zeros_(self.residual_head.project.bias)  # type: ignore[arg-type]  # no residual to begin with
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Map spectrograms [B, 2, H, W] (left, right) to depth [B, 1, H, W] in metres; H and W are multiples of 16.
+        """Map what is heard [B, C, H, W] (left, right, maps) to depth [B, 1, H, W] in metres.
 
-        With ``return_features`` the second value is the dict of the levels and of the two parts of the depth.
+        C is ``audio_channels``; H and W are multiples of 16. With ``return_features`` the second value is the dict of
+        the levels and of the two parts of the depth.
         """
         encoded = self.encoder(self.listen(x))
         decoded = self.base_decoder(encoded)

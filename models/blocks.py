@@ -232,7 +232,7 @@ def resize_cells(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _matrix_on(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return resize_matrix(old, new).to(device, dtype)
+    return cell_weights(old, new).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
@@ -241,7 +241,7 @@ def _kept_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype) -
     return _matrix_on(old, new, device, dtype)
 
 
-def resize_matrix(old: int, new: int) -> Tensor:
+def cell_weights(old: int, new: int) -> Tensor:
     """Return [old, new] weights that average neighbours to fewer cells, or interpolate linearly to more."""
     each = torch.eye(old)[None]  # the answer to each cell alone
     return (F.adaptive_avg_pool1d(each, new) if new < old else F.interpolate(each, new, mode="linear"))[0]

@@ -65,10 +65,10 @@ class MultiModalFusionNet(DepthModel):
         self.head = MetricDepthHead(base_channels, max_depth)
 
     def forward(self, audio: Tensor, rgb: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Map spectrograms [B, 2, H, W] and RGB [B, 3, H, W] in [0, 1] to depth [B, 1, H, W] in metres.
+        """Map what is heard [B, C, H, W] and RGB [B, 3, H, W] in [0, 1] to depth [B, 1, H, W] in metres.
 
-        H and W are multiples of 16. With ``return_features`` the second value is the dict of levels ``x1``..``x5``,
-        ``d1``..``d4``.
+        C is ``audio_channels``; H and W are multiples of 16. With ``return_features`` the second value is the dict of
+        levels ``x1``..``x5``, ``d1``..``d4``.
         """
         heard = self.mix(self.ears(self.listen(audio))[-1])  # [B, 8b, H/16, W/16]
         encoded = self.eye(rgb)

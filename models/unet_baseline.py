@@ -79,9 +79,10 @@ class UNetBaseline(DepthModel):
             raise OptionError(f"--image_size {image_size}: this {self.name} was built for {built_for}; use {built_for}")
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Map spectrograms [B, 2, S, S] (left, right) to depth [B, 1, S, S] in metres, S = ``image_size``.
+        """Map what is heard [B, C, S, S] (left, right, maps) to depth [B, 1, S, S] in metres.
 
-        With ``return_features`` the second value is the dict of levels ``e1``, ``e2``, ... and ``u1``, ``u2``, ...
+        C is ``audio_channels``, S ``image_size``. With ``return_features`` the second value is the dict of levels
+        ``e1``, ``e2``, ... and ``u1``, ``u2``, ...
         """
         encoded: list[Tensor] = []
         for index, (down, norm) in enumerate(zip(self.down, self.down_norms, strict=True)):

@@ -143,10 +143,18 @@ def test_the_rgb_teachers_encoder_from_its_checkpoint(tmp_path):
     torch.save({"model_state_dict": teacher.state_dict()}, tmp_path / "best_model.pth")
     model = create_adabins_distillation_model(**SMALL, use_pretrained_rgb=tmp_path / "best_model.pth")
     assert torch.equal(model.rgb.encoder.levels.levels[2][0].weight, teacher.encoder.levels[2][0].weight)
-    with pytest.raises(CheckpointError, match="do not fit"):
+    with pytest.raises(CheckpointError) as caught:
         create_adabins_distillation_model(
             **{**SMALL, "base_channels": 8}, use_pretrained_rgb=tmp_path / "best_model.pth"
         )
+    text = str(caught.value)
+    assert text.startswith(f"--use_pretrained_rgb {tmp_path / 'best_model.pth'}: of the ")
+    assert "levels.0.0.weight [4, 3, 3, 3] for [8, 3, 3, 3]" in text and text.endswith("; give --base_channels 4")
+    assert len(text) < 400 + len(str(tmp_path))
+    torch.save({"model_state_dict": {"encoder.a": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"missing .*1 unknown") as caught:
+        create_adabins_distillation_model(**SMALL, use_pretrained_rgb=tmp_path / "other.pth")
+    assert "--base_channels" not in str(caught.value)
 
 
 def test_pretrained_weights_out_of_reach(tmp_path, monkeypatch):
