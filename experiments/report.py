@@ -18,25 +18,30 @@ import torch
 from experiments.charts import draw_bars, draw_curves, draw_label_curves
 from experiments.records import METRICS, Record
 from experiments.scores import Scores, change, shared
-from experiments.statistics import Interval, change_interval, closed_interval, mean_interval
+from experiments.statistics import Interval, change_interval, gap_closed_interval, mean_interval
 from experiments.suites import Suite
 from training.files import write_whole
 from training.machine import cpu_name
 from training.version import commit
 
+ONE_SEED = (
+    "Intervals of one seed are over test images alone: they say nothing of how far another seed would be from it."
+)
+
 
 def findings(suite: Suite, scores: Mapping[str, Scores]) -> list[str]:
-    """Return what the suite asks beside its controls, each answer a line: its rivals, and its ways."""
+    """Return what the suite asks beside its controls, each answer a line: its comparisons, and its gaps."""
     lines = []
-    for name, rival in suite.rivals:
-        errors = shared(scores.get(name), scores.get(rival))
+    for name, other in suite.comparisons:
+        errors = shared(scores.get(name), scores.get(other))
         if errors is not None:
-            lines.append(f"{name}, against {rival}: {_percent(change_interval(errors[0], errors[1]), '+.1f')}")
-    for start, name, end in suite.ways:
+            lines.append(f"{name}, against {other}: {_percent(change_interval(errors[0], errors[1]), '+.1f')}")
+    for start, name, end in suite.gaps:
         errors = shared(*(scores.get(row) for row in (start, name, end)))
         if errors is not None:
-            share = _percent(closed_interval(errors[0], errors[1], errors[2]), ".0f")
-            lines.append(f"{name}: {share} of the way from {start}, to {end}")
+            closed = gap_closed_interval(errors[0], errors[1], errors[2])
+            said = "no gap to close" if closed is None else f"{_percent(closed, '.0f')} of the gap"
+            lines.append(f"{name}: {said} between {start}, and {end}")
     return lines
 
 
@@ -57,13 +62,13 @@ def table(
         missing: what is said of a row without scores.
     """
     head = ["", "RMSE [m]", "95 %", "seeds", "of the mean map's", "ABS_REL", "delta1", "minutes"]
-    lines = [[*head, "against its control", "95 %"]]
+    lines = [[*head, "against", "difference", "95 %"]]
     if reference is not None:
-        lines.append(["mean depth map", f"{reference:.3f}", "", "", "1.000", *[""] * 5])
+        lines.append(["mean depth map", f"{reference:.3f}", "", "", "1.000", *[""] * 6])
     for run in suite.rows:
         row = scores.get(run.name)
         if row is None:
-            lines.append([run.name, missing, *[""] * 8])
+            lines.append([run.name, missing, *[""] * 9])
             continue
         mean = mean_interval(row.errors)
         seeds = " ".join(f"{value:.3f}" for value in row.errors.mean(axis=1))
@@ -72,11 +77,12 @@ def table(
         cells += [share, *(f"{row.means[metric]:.3f}" for metric in METRICS[1:])]
         known = [minutes for minutes in row.minutes if not math.isnan(minutes)]
         cells.append(f"{statistics.median(known):.1f}" if known else "")
-        found = change(row, scores.get(suite.control.get(run.name, "")))
+        control = suite.control.get(run.name, "")
+        found = change(row, scores.get(control))
         if found is None:
-            cells += ["", ""]
+            cells += ["", "", ""]
         else:
-            cells += [f"{100 * found.value:+.1f} %", f"{100 * found.low:+.1f} to {100 * found.high:+.1f} %"]
+            cells += [control, f"{100 * found.value:+.1f} %", f"{100 * found.low:+.1f} to {100 * found.high:+.1f} %"]
         lines.append(cells)
     return lines
 
@@ -140,8 +146,9 @@ def write_report(
     notes = [
         *findings(suite, scores),
         "RMSE in metres per image over the measured pixels, then the mean over the test images. Intervals: 95 %, from "
-        "a bootstrap over seeds and test images; those of a difference are paired, over the seeds that both rows have. "
-        "Minutes: of one training, without that of its teacher, the median of the seeds.",
+        "a bootstrap over seeds and test images, widened for few seeds; those of a difference are paired, over the "
+        "seeds that both rows have. Minutes: of one training, without that of its teacher, the median of the seeds.",
+        *([ONE_SEED] if any(len(row.seeds) == 1 for row in scores.values()) else []),
         *(f"{name}, seed {seed}: {missing} ({why})" for (name, seed), why in failed.items()),
         *warnings,
         *([] if drawn else [caption]),

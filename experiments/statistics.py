@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm, t
 
 DRAWS = 10_000
 
@@ -25,6 +26,10 @@ def resample(errors: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -
     drawn with replacement, and so are images; the same images for all seeds, since all are tested on the same ones. Two
     tables drawn with equally seeded ``rng`` are drawn alike, so that their difference is paired.
 
+    Draws of few seeds vary too little: of three, a plain 95 % interval over seeds alone holds the truth in 3 of 4
+    cases. So a draw of seeds is taken :func:`widening` times as far from the mean of all of them. Of one seed nothing
+    is known about others: the draws are of images alone.
+
     Args:
         errors: [S, N], of N images under S seeds.
         rng: decides the draws.
@@ -37,7 +42,19 @@ def resample(errors: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -
     chosen = rng.integers(seeds, size=(draws, seeds))
     times = rng.multinomial(images, np.full(images, 1 / images), size=draws)  # [draws, N]
     per_seed = times @ errors.T / images  # [draws, S]
-    return np.take_along_axis(per_seed, chosen, axis=1).mean(axis=1)
+    drawn, mean = np.take_along_axis(per_seed, chosen, axis=1).mean(axis=1), per_seed.mean(axis=1)
+    return mean + widening(seeds) * (drawn - mean)
+
+
+def widening(seeds: int) -> float:
+    """Return how many times wider than a bootstrap's the 95 % interval of a mean over few seeds is.
+
+    The bootstrap divides by S instead of S - 1, and takes the quantile of a normal distribution for Student's
+    (Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4), 2015, section 3.2.2).
+    """
+    if seeds < 2:
+        return 1.0
+    return float(np.sqrt(seeds / (seeds - 1)) * t.ppf(0.975, seeds - 1) / norm.ppf(0.975))
 
 
 def mean_interval(errors: np.ndarray, draws: int = DRAWS) -> Interval:
@@ -59,25 +76,30 @@ def change_interval(errors: np.ndarray, control: np.ndarray, draws: int = DRAWS)
     return _interval(float(errors.mean() / control.mean() - 1), ours / theirs - 1)
 
 
-def closed_interval(few: np.ndarray, taught: np.ndarray, all_: np.ndarray, draws: int = DRAWS) -> Interval:
-    """Return which share of the way from one mean error to another a third has gone, with its interval: 1 is all of it.
+def gap_closed_interval(start: np.ndarray, reached: np.ndarray, end: np.ndarray, draws: int = DRAWS) -> Interval | None:
+    """Return which share of the gap between two mean errors a third closes, with its interval: 1 is all of it.
 
     Paired, as :func:`change_interval` is.
 
     Args:
-        few: errors [S, N] at the beginning of the way.
-        taught: those that have gone some of it.
-        all_: those at its end.
+        start: errors [S, N] at the wide end of the gap.
+        reached: those that close some of it.
+        end: those at its other end.
         draws: how many.
+
+    Returns:
+        None where the gap may be none: its own interval reaches 0.
 
     Raises:
         ValueError: they were not measured on the same seeds and images.
     """
-    if not few.shape == taught.shape == all_.shape:
-        raise ValueError(f"errors {few.shape}, {taught.shape} and {all_.shape} do not belong together")
-    a, b, c = (resample(table, np.random.default_rng(0), draws) for table in (few, taught, all_))
-    value = (few.mean() - taught.mean()) / (few.mean() - all_.mean())
-    return _interval(float(value), (a - b) / (a - c))
+    if not start.shape == reached.shape == end.shape:
+        raise ValueError(f"errors {start.shape}, {reached.shape} and {end.shape} do not belong together")
+    a, b, c = (resample(table, np.random.default_rng(0), draws) for table in (start, reached, end))
+    gap = float(start.mean() - end.mean())
+    if _interval(gap, a - c).low <= 0:
+        return None
+    return _interval(float(start.mean() - reached.mean()) / gap, (a - b) / (a - c))
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:

@@ -18,7 +18,8 @@ class Preset:
         student: width and attention levels of the audio student.
         wide_student: those of a larger one.
         teacher: width and learning rate of the RGB teacher, and of those baselines whose own are not tuned.
-        unet: width and learning rate of the U-Net baseline, chosen on the validation samples by the suite ``tune``.
+        unet: width and learning rate of the U-Net baseline; of ``cpu`` chosen on the validation rooms by the suite
+            ``tune``, of the others not yet: run ``tune`` on the data at hand.
         epochs: of a run, and of every teacher.
         short: of a run in the suites that hold many beside each other.
         n_bins: of AdaBins.
@@ -114,8 +115,8 @@ class Suite:
         rows: in the order of the table.
         control: by the name of a row, that of its control; a row without one is compared with nothing.
         evaluate: flags for the test, beside the checkpoint.
-        rivals: further pairs of rows to hold against each other, by name: the first against the second.
-        ways: names of three rows: which share of the way from the first to the last has the second gone?
+        comparisons: further pairs of rows to hold against each other, by name: the first against the second.
+        gaps: names of three rows: which share of the gap between the first and the last does the second close?
         label_curves: by the name of a line in the chart of error against labels, its points: a share of the labels,
             and the name of the row that had so many.
     """
@@ -124,8 +125,8 @@ class Suite:
     rows: list[Run]
     control: dict[str, str] = field(default_factory=dict)
     evaluate: tuple[str, ...] = ()
-    rivals: list[tuple[str, str]] = field(default_factory=list)
-    ways: list[tuple[str, str, str]] = field(default_factory=list)
+    comparisons: list[tuple[str, str]] = field(default_factory=list)
+    gaps: list[tuple[str, str, str]] = field(default_factory=list)
     label_curves: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
 
 
@@ -255,7 +256,7 @@ def ladder(setting: Setting) -> Suite:
         "The ladder: what each part of the teaching adds where every pair has depth",
         [control, *students, bins_alone, bins, bins_alike, *others, fusion, rgb],
         {row.name: control.name for row in (*students, bins_alone, bins_alike, *others)} | {bins.name: bins_alone.name},
-        rivals=[
+        comparisons=[
             *((student.name, unet.name) for student in (control, *students)),
             *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
             (interaural_unet.name, unet.name),
@@ -276,30 +277,35 @@ def labels(setting: Setting) -> Suite:
     methods = {fraction: methods_of_labels(make, fraction) for fraction in (0.0, 0.05, 0.1, 0.25, 1.0)}
     all_labels, unet, interaural_unet = methods[1.0][ALONE], methods[1.0][UNET], make.interaural_unet()
     control = {interaural_unet.name: all_labels.name}
-    rivals: list[tuple[str, str]] = []
-    ways: list[tuple[str, str, str]] = []
+    comparisons: list[tuple[str, str]] = []
+    gaps: list[tuple[str, str, str]] = []
     label_curves: dict[str, list[tuple[float, str]]] = {}
     for fraction, runs in methods.items():
         alone = runs.get(ALONE, all_labels)  # a student without a label is held against one that had them all
         taught = [run for run in runs.values() if run.teacher is not None]
         control |= {run.name: alone.name for run in runs.values() if run is not alone}
         pairs = [(runs[name], runs[name + MORE_PAIRS]) for name in (RGB, OTHER_RGB) if name + MORE_PAIRS in runs]
-        rivals += [(more.name, fewer.name) for fewer, more in pairs]
+        comparisons += [(more.name, fewer.name) for fewer, more in pairs]
         if OTHER_FUSION in runs:
-            rivals.append((runs[OTHER_FUSION].name, runs[OTHER_RGB].name))  # what its teacher gains by hearing
+            comparisons.append((runs[OTHER_FUSION].name, runs[OTHER_RGB].name))  # what its teacher gains by hearing
         if UNET in runs:
-            rivals += [(run.name, runs[UNET].name) for run in taught]
+            comparisons += [(run.name, runs[UNET].name) for run in taught]
         if fraction == 0:
-            rivals += [(run.name, rival.name) for run in taught for rival in (unet, interaural_unet)]
+            comparisons += [(run.name, baseline.name) for run in taught for baseline in (unet, interaural_unet)]
         elif fraction < 1:
-            ways += [(alone.name, run.name, all_labels.name) for run in taught]
+            gaps += [(alone.name, run.name, all_labels.name) for run in taught]
         for name, run in runs.items():
             label_curves.setdefault(name, []).append((fraction, run.name))
     rows = [run for runs in methods.values() for run in runs.values()]
     teachers = [run for run in (make.other_teacher(), make.other_fusion()) if run is not None]
     title = "How many labels the teaching replaces"
     return Suite(
-        title, [*rows, interaural_unet, *teachers], control, rivals=rivals, ways=ways, label_curves=label_curves
+        title,
+        [*rows, interaural_unet, *teachers],
+        control,
+        comparisons=comparisons,
+        gaps=gaps,
+        label_curves=label_curves,
     )
 
 
@@ -443,7 +449,7 @@ def budget(setting: Setting) -> Suite:
         "The budget: the student alone beside the U-Net of as many epochs",
         [row for pair in pairs for row in pair],
         {student.name: unet.name for student, unet in pairs},
-        rivals=[
+        comparisons=[
             (longer.name, run.name)
             for before, after in itertools.pairwise(pairs)
             for run, longer in zip(before, after, strict=True)
