@@ -21,33 +21,34 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dataloaders import DATASETS, DEFAULT_DIRS, SPLITS, create_dataset
+from dataloaders.base import DepthDataset
 from dataloaders.simulated import DEFAULT_SIMULATION
 from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
-from experiments.runs import Laboratory, with_teachers
+from experiments.runs import Laboratory, Run, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Examination
 from simulation.rooms import KINDS
 from training import options
 from training.files import writing
 
-# Beside the rooms' folder, under its name and this, and seeds of their own: where a teacher has all labels, and where
-# nobody has one.
-OTHER_ROOMS = "Other"
-MORE_ROOMS, MORE_TIMES = "Pairs", 3
+AUDIO_ONLY = ("tune", "budget")  # suites that no picture is needed for
+# Rooms beside the simulated ones: what their folder's name ends in, how many times as many, and how far on their seed.
+# A teacher has all labels of the first, nobody has one of the second.
+FURTHER_ROOMS = (("Other", 1, 1), ("Pairs", 3, 2))
 
 
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser((__doc__ or "").splitlines()[0])
     parser.add_argument("suite", choices=tuple(SUITES), help="which trainings stand beside each other")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="how large, and how long")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="how large, and how long (default: cpu)")
     parser.add_argument(
         "--seeds", type=options.non_negative_int, nargs="+", default=[0, 1, 2], metavar="N", help="of each training"
     )
@@ -87,6 +88,10 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="trainings at a time, each on 1/N of the cores",
     )
+    group.add_argument(
+        "--gpu_ids", type=options.gpu_list, metavar="0,1,...",
+        help="GPUs that the trainings share out among them, one for each (default: all on the first)",
+    )  # fmt: skip
     end = group.add_mutually_exclusive_group()
     end.add_argument("--dry_run", action="store_true", help="print the commands and run none")
     end.add_argument("--report_only", action="store_true", help="train nothing; test and report what is trained")
@@ -100,12 +105,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise OptionError(f"--report {args.report!r} must be the name of a folder, not a path")
     refuse_idle(args)
     args.seeds = list(dict.fromkeys(args.seeds))
-    args.output_dir = (args.output_dir or Path("runs") / ("smoke" if args.suite == "smoke" else args.preset)).resolve()
+    name = "smoke" if args.suite == "smoke" else args.preset or "cpu"
+    preset = SMOKE if args.suite == "smoke" else PRESETS[name]
+    args.output_dir = (args.output_dir or Path("runs") / name).resolve()
     args.dataset_dir = Path(args.dataset_dir or DEFAULT_DIRS[args.dataset]).resolve()
-    preset = SMOKE if args.suite == "smoke" else PRESETS[args.preset]
-    suite = choose_rows(SUITES[args.suite](create_setting(args, preset)), args.only)
+    setting = create_setting(args, preset)
+    further = plan_further_rooms(args)
+    if further:
+        (other, _), (pairs, _) = further
+        other_data = setting.other_data or ("--dataset", args.dataset, "--dataset_dir", f"{other}")
+        setting = replace(setting, other_data=other_data, more_pairs=setting.more_pairs or f"{pairs}")
+    suite = choose_rows(SUITES[args.suite](setting), args.only)
     data = ("--dataset", args.dataset, "--dataset_dir", f"{args.dataset_dir}")
-    laboratory = Laboratory(args.output_dir, data, preset.size, args.jobs)
+    laboratory = Laboratory(args.output_dir, data, preset.size, args.jobs, gpus=tuple(args.gpu_ids or ()))
+    if not args.report_only:
+        simulate_further_rooms(further, with_teachers(suite.rows), planned=args.dry_run)
     commands = [
         f"python {shlex.join(laboratory.command(run, seed))}"
         for run in with_teachers(suite.rows)
@@ -132,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("run_experiments.py: interrupted; the same command goes on where each training was", file=sys.stderr)
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
     if not records:
-        raise TrainingError("not one training is at its end: " + "; ".join(sorted(set(failed.values()))))
+        raise TrainingError("there is nothing to report: " + "; ".join(sorted(set(failed.values()))))
     scores = examination.scores(records)
     folder = args.output_dir / "reports" / (args.report or args.suite)
     rooms = examination.draw_rooms(scores, folder / "rooms.png")
@@ -162,6 +176,9 @@ def refuse_idle(args: argparse.Namespace) -> None:
         for flag in flags if suite != args.suite else ():
             if getattr(args, flag) is not None:
                 raise OptionError(f"--{flag} has no effect in {args.suite}; it is of {suite}")
+    if args.suite == "smoke" and args.preset is not None:
+        raise OptionError("--preset has no effect in smoke, which has a size of its own")
+    options.check_device(argparse.Namespace(gpu_ids=args.gpu_ids, precision="auto"))
     if args.holdout_location and (args.transfer_to or args.transfer_dir):
         raise OptionError("--holdout_location and --transfer_to are two tests; give one of them")
     if args.transfer_dir is not None and other_test(args) is None:
@@ -169,68 +186,85 @@ def refuse_idle(args: argparse.Namespace) -> None:
 
 
 def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
-    """Return what the rows are made for, from what the data set has.
+    """Return what the rows are made for, from what the data sets have.
 
     Raises:
         OptionError: the data set has nothing to transfer to.
-        DataError: the data set is not there, or holds too little without the location that is held out.
+        DataError: a data set is not there, lacks what the rows need, or holds too little without the location that is
+            held out.
     """
+    needed = {"audio", "depth"} if args.suite in AUDIO_ONLY else {"audio", "depth", "rgb"}
+
+    def split_of(folder: Path, split: str = "train", has: Collection[str] = needed, **choice: Any) -> DepthDataset:
+        return create_dataset(args.dataset, folder, split, 32, modalities=has, **choice)
+
     unwritten = args.dry_run and args.dataset == "simulated" and not args.dataset_dir.exists()
     if unwritten:  # the first training would have them simulated
         pairs_there, locations = DEFAULT_SIMULATION["train"], sorted(KINDS)
     else:
-        train = create_dataset(args.dataset, args.dataset_dir, "train", 32, modalities={"depth"})
+        train = split_of(args.dataset_dir)
         pairs_there, locations = len(train), train.known_locations()
     batch = int(preset.size[preset.size.index("--batch_size") + 1])
     other, pairs = args.other_dataset_dir, args.pairs_dataset_dir
-    if args.dataset == "simulated" and args.suite == "labels":
-        planned = args.dry_run or args.report_only
-        other = other or simulate_like(args.dataset_dir, OTHER_ROOMS, 1, 1, planned)
-        pairs = pairs or simulate_like(args.dataset_dir, MORE_ROOMS, MORE_TIMES, 2, planned)
+    for flag, folder, has in (("other", other, needed), ("pairs", pairs, {"audio", "rgb"})):
+        if folder and not folder.is_dir():  # simulated rooms would be simulated there
+            raise OptionError(f"--{flag}_dataset_dir {folder} is no folder")
+        if folder:
+            split_of(folder, has=has)
     location, test = None, None
     if args.suite == "transfer":
         test = other_test(args)
         if test is None:
             location = args.holdout_location or last_location(args, locations, unwritten)
             for split in () if unwritten else SPLITS:  # were one of them empty, all trainings would be in vain
-                create_dataset(
-                    args.dataset, args.dataset_dir, split, 32, modalities={"depth"}, holdout_location=location
-                )
+                split_of(args.dataset_dir, split, {"depth"}, holdout_location=location)
+        else:
+            create_dataset(test[1], test[3], "test", 32, modalities=needed)
     data = ("--dataset", args.dataset, "--dataset_dir", f"{other.resolve()}") if other else None
     more = f"{pairs.resolve()}" if pairs else None
     return Setting(preset, max(1, pairs_there // batch), data, more, location, test)
 
 
-def simulate_like(rooms: Path, name: str, times: int, seeds_on: int, planned: bool) -> Path | None:
-    """Simulate further rooms beside others, some times as many to train on and of the same size; return where they are.
+def plan_further_rooms(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:
+    """Return the folders of other rooms and of more pairs that ``labels`` has simulated, each with its command.
 
-    The seed is the others' plus ``seeds_on``. Those that are there are not simulated again. Rooms of another simulator
-    have nothing like them: None.
+    They lie beside the simulated rooms, of the same size and under seeds of their own. Rooms of another simulator have
+    nothing like them: the list is empty.
+    """
+    if args.dataset != "simulated" or args.suite != "labels":
+        return []
+    rooms = args.dataset_dir
+    try:
+        told = (rooms / "simulation.json").read_text(encoding="utf-8") if rooms.exists() else None
+    except FileNotFoundError:
+        print(f"{rooms} has no simulation.json: no further rooms are simulated like these; rows of such are left out")
+        return []
+    settings = DEFAULT_SIMULATION if told is None else json.loads(told)
+    planned = []
+    for name, times, seeds_on in FURTHER_ROOMS:
+        folder = rooms.with_name(rooms.name + name)
+        command = ["simulate_rooms.py", "--output", f"{folder}", "--train", f"{times * settings['train']}"]
+        command += ["--val", f"{settings['val']}", "--test", "0", "--image_size", f"{settings['image_size']}"]
+        planned.append((folder, [*command, "--seed", f"{settings['seed'] + seeds_on}"]))
+    return planned
 
-    Args:
-        rooms: the folder of the others.
-        name: of the new ones, behind theirs.
-        times: how many times as many.
-        seeds_on: see above.
-        planned: say where they are to be, and simulate none.
+
+def simulate_further_rooms(further: Sequence[tuple[Path, list[str]]], runs: Sequence[Run], *, planned: bool) -> None:
+    """Simulate those further rooms that a training needs, unless they are there; or only say how, if that is planned.
 
     Raises:
         DataError: they cannot be simulated.
     """
-    try:
-        told = (rooms / "simulation.json").read_text(encoding="utf-8") if rooms.exists() or not planned else None
-        settings = DEFAULT_SIMULATION if told is None else json.loads(told)
-    except FileNotFoundError:
-        print(f"{rooms} has no simulation.json: no further rooms are simulated like these; rows of such are left out")
-        return None
-    folder = rooms.with_name(rooms.name + name)
-    command = ["simulate_rooms.py", "--output", f"{folder}", "--train", f"{times * settings['train']}"]
-    command += ["--val", f"{settings['val']}", "--test", "0", "--image_size", f"{settings['image_size']}"]
-    command += ["--seed", f"{settings['seed'] + seeds_on}"]
-    print(f"python {shlex.join(command)}", flush=True)
-    if not planned and subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode:
-        raise DataError(f"further rooms could not be simulated in {folder} (see above); move away what is there")
-    return folder
+    named = {flag for run in runs for flag in (*run.command, *(run.data or ()))}
+    for folder, command in further:
+        if f"{folder}" not in named:
+            continue
+        print(f"python {shlex.join(command)}", flush=True)
+        if (
+            not planned
+            and subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode
+        ):
+            raise DataError(f"further rooms could not be simulated in {folder} (see above); move away what is there")
 
 
 def last_location(args: argparse.Namespace, locations: Sequence[str], unwritten: bool) -> str:

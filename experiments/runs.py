@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TextIO
 
 from errors import PARENT, CheckpointError
@@ -68,6 +69,7 @@ class Laboratory:
         shared: flags of all runs: sizes, workers, precision.
         jobs: runs at a time; each gets its share of the cores.
         say: is told what happens.
+        gpus: numbers of GPUs, one for each script that runs, more scripts than GPUs in turn; none: the scripts choose.
     """
 
     output_dir: Path
@@ -75,8 +77,12 @@ class Laboratory:
     shared: tuple[str, ...] = ()
     jobs: int = 1
     say: Callable[[str], None] = field(default=print)
+    gpus: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        self._free_gpus: SimpleQueue[int] = SimpleQueue()
+        for gpu in itertools.islice(itertools.cycle(self.gpus), self.jobs):
+            self._free_gpus.put(gpu)
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -167,7 +173,8 @@ class Laboratory:
             runs: the rows.
             seeds: of each.
             known: (name, seed) of those that need no training, nor a teacher.
-            then: is called with each run and seed at its end, but for a teacher that is no row, or is known.
+            then: is called with each run and seed at its end, but for a teacher that is no row, or is known; a text
+                that it returns says what went wrong there.
 
         Returns:
             Of each (name, seed) that failed, why.
@@ -182,16 +189,16 @@ class Laboratory:
                 return
             if run.teacher and (run.teacher.name, seed) in failed:
                 reason: str | None = f"its teacher, {run.teacher.name}, failed"
+                found: object = None
             else:
                 reason = self.train(run, seed)
-                if then and not reason and run in wanted[seed]:
-                    then(run, seed)
+                found = then(run, seed) if then and not reason and run in wanted[seed] else None
             if reason and self._stopped:
                 return  # it did not fail, it was told to end
             with lock:
                 if reason:
                     failed[run.name, seed] = reason
-                state = f"FAILED: {reason}" if reason else "done"
+                state = f"FAILED: {reason}" if reason else f"trained, but {found}" if isinstance(found, str) else "done"
                 self.say(f"[{next(numbers)}/{total}] {run.name}, seed {seed}: {state}")
 
         running: dict[Future[None], tuple[Run, int]] = {}
@@ -288,7 +295,18 @@ class Laboratory:
             "OMP_NUM_THREADS": f"{max(1, count_cores() // self.jobs)}",
             PARENT: f"{os.getpid()}",
         }
-        arguments = [sys.executable, *command]
+        gpu = self._free_gpus.get() if self.gpus else None
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)
+        try:
+            return self._call([sys.executable, *command], environment, log)
+        finally:
+            if gpu is not None:
+                self._free_gpus.put(gpu)
+
+    def _call(
+        self, arguments: list[str], environment: Mapping[str, str], log: TextIO | None
+    ) -> subprocess.CompletedProcess[str]:
         with self._lock:
             if self._stopped:
                 return subprocess.CompletedProcess(arguments, 128 + signal.SIGTERM, "", "")
@@ -312,6 +330,12 @@ class Laboratory:
             with self._lock:
                 self._running.discard(process)
         return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+
+
+def visible_gpu(number: int) -> str:
+    """Return what CUDA calls the GPU of that number among those that this process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[number].strip() if visible else f"{number}"
 
 
 def last_line(said: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -61,7 +61,8 @@ class Examination:
     def tested(self) -> tuple[list[str], dict[str, float | None]]:
         """Names of the samples on which all rows are tested, and the mean measured depth in metres of some of them."""
         asked = dict(zip(self.suite.evaluate[::2], self.suite.evaluate[1::2], strict=True))
-        trained = parse(self.laboratory.command(self.suite.rows[0], 0))
+        any_row = replace(self.suite.rows[0], data=None)  # which is tested on the data of the others
+        trained = parse(self.laboratory.command(any_row, 0))
         elsewhere = "--dataset" in asked
         name = asked.get("--dataset", trained.dataset)
         capped = trained.max_depth or DEFAULT_MAX_DEPTHS[trained.dataset]
@@ -143,7 +144,8 @@ class Examination:
             return None, f"No picture of the test samples: no row's network is in {lab.output_dir}."
         path.parent.mkdir(parents=True, exist_ok=True)
         files = [f"{lab.best(*row)}" for row in here]
-        ended = lab.call([*self.evaluate(*files), "--cases", f"{path}"])
+        data = next(filter(None, (self.data(run) for run, _ in here)), ())
+        ended = lab.call([*self.evaluate(*files), *data, "--cases", f"{path}"])
         if ended.returncode:
             return None, f"No picture of the test samples: {last_line(ended.stderr)}"
         others = f" The networks of the other rows are not in {lab.output_dir}." if len(here) < len(rows) else ""

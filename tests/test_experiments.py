@@ -29,7 +29,6 @@ from experiments.report import findings, table
 from experiments.runs import Laboratory, Run, with_teachers
 from experiments.scores import Scores, change
 from experiments.settings import differences, settings_in, settings_of, without_folders
-from experiments.statistics import change_interval, closed_interval, mean_interval, resample
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Examination
 from training.checkpoint import load_checkpoint
@@ -37,54 +36,6 @@ from training.checkpoint import load_checkpoint
 REPOSITORY = Path(__file__).resolve().parent.parent
 TESTED = [(name, 2.0) for name in "abcde"]
 SETTING = Setting(PRESETS["cpu"], 93, ("--dataset", "simulated", "--dataset_dir", "other"), "pairs", "Hall")
-
-
-# ---------------------------------------------------------------------------------------------------------- statistics
-
-
-def test_one_seed_and_one_image_leave_nothing_to_draw():
-    found = mean_interval(np.array([[0.5]]), 100)
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
-
-
-def test_the_interval_of_many_images_is_that_of_the_normal_distribution():
-    errors = np.random.default_rng(1).normal(2.0, 0.5, size=(1, 2500))
-    found = mean_interval(errors)
-    half = 1.96 * errors.std() / 50
-    assert found.value == pytest.approx(errors.mean())
-    assert found.low == pytest.approx(errors.mean() - half, abs=0.1 * half)
-    assert found.high == pytest.approx(errors.mean() + half, abs=0.1 * half)
-
-
-def test_seeds_that_differ_widen_the_interval():
-    images = np.random.default_rng(0).normal(1, 0.1, size=400)
-    alike, apart = np.stack([images] * 3), np.stack([images - 0.2, images, images + 0.2])
-    a, b = mean_interval(alike), mean_interval(apart)
-    assert b.high - b.low > 10 * (a.high - a.low)
-
-
-def test_a_difference_is_paired_seed_by_seed_and_image_by_image():
-    control = np.random.default_rng(0).uniform(0.2, 2.0, size=(3, 300))
-    found = change_interval(0.9 * control, control)
-    assert found.value == pytest.approx(-0.1)
-    assert found.low == pytest.approx(-0.1) and found.high == pytest.approx(-0.1)
-    with pytest.raises(ValueError, match="not pairs"):
-        change_interval(control[:2], control)
-
-
-def test_the_share_of_a_way_is_paired_too():
-    few = np.random.default_rng(0).uniform(0.5, 2.0, size=(3, 300))
-    found = closed_interval(few, 0.7 * few, 0.6 * few)
-    assert (found.value, found.low, found.high) == pytest.approx((0.75, 0.75, 0.75))
-    with pytest.raises(ValueError, match="do not belong together"):
-        closed_interval(few, few, few[:2])
-
-
-def test_draws_repeat():
-    errors = np.random.default_rng(0).uniform(size=(2, 10))
-    first, again = (resample(errors, np.random.default_rng(3), 50) for _ in range(2))
-    assert np.array_equal(first, again)
-    assert len(set(first.tolist())) > 40
 
 
 # -------------------------------------------------------------------------------------------------------------- suites
@@ -98,7 +49,7 @@ def test_every_command_of_every_suite_parses_and_every_control_is_a_row(name, pr
     names = [row.name for row in suite.rows]
     assert len(set(names)) == len(names)
     assert set(suite.control) | set(suite.control.values()) <= set(names)
-    assert {name for asked in (*suite.rivals, *suite.ways) for name in asked} <= set(names)
+    assert {name for asked in (*suite.comparisons, *suite.gaps) for name in asked} <= set(names)
     for curve in suite.label_curves.values():
         for share, row in curve:
             of = dict(itertools.pairwise(suite.rows[names.index(row)].command))
@@ -201,6 +152,27 @@ def test_each_is_handed_on_as_soon_as_it_is_trained(tmp_path, monkeypatch):
     assert events == ["train eye", "train a", "test a"], "the record of a teacher that is trained anew stays"
 
 
+def test_a_test_that_fails_is_said_when_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(Laboratory, "train", lambda self, run, seed: None)
+    said, teacher = [], Run("teacher", ("t.py",), 1)
+    rows = [teacher, Run("student", ("s.py",), 1, teacher=teacher)]
+    failed = Laboratory(tmp_path, (), say=said.append).train_all(rows, [0], then=lambda run, seed: "its test failed")
+    assert failed == {} and said[0] == "[1/2] teacher, seed 0: trained, but its test failed"
+    assert len(said) == 2, "whom it teaches is trained all the same"
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, {"2", "5"}), ("7,1,4,9,8,3", {"4", "3"})])
+def test_trainings_share_the_gpus_out_among_them(tmp_path, monkeypatch, visible, expected):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    laboratory = Laboratory(tmp_path, (), jobs=2, gpus=(2, 5))
+    tell = ["-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    assert {laboratory.call(tell).stdout.strip() for _ in range(2)} == expected
+    assert laboratory.call(tell).stdout.strip() in expected, "each is given back"
+
+
 def test_a_failed_script_is_reported_by_its_last_line(tmp_path):
     run = Run("nonsense", ("train_rgb_depth.py", "--dataset", "simulated", "--max_depth", "-1"), 1)
     reason = Laboratory(tmp_path, ()).train(run, 0)
@@ -264,18 +236,19 @@ def test_the_table_names_mean_interval_share_and_difference():
     taught.minutes = [3.0, math.nan]
     asked = dataclasses.replace(
         suite,
-        rivals=[(taught.run.name, control.run.name), (taught.run.name, "not trained")],
-        ways=[(control.run.name, taught.run.name, "half")],
+        comparisons=[(taught.run.name, control.run.name), (taught.run.name, "not trained")],
+        gaps=[(control.run.name, taught.run.name, "half"), ("half", taught.run.name, control.run.name)],
     )
     half = Scores(control.run, [0, 1], TESTED, 0.5 * errors, means, [[1.0], [1.0]])
     said = findings(asked, {control.run.name: control, taught.run.name: taught, "half": half})
     assert said == [
         f"{taught.run.name}, against {control.run.name}: -20.0 % (95 %: -20.0 to -20.0 %)",
-        f"{taught.run.name}: 40 % (95 %: 40 to 40 %) of the way from {control.run.name}, to half",
+        f"{taught.run.name}: 40 % (95 %: 40 to 40 %) of the gap between {control.run.name}, and half",
+        f"{taught.run.name}: no gap to close between half, and {control.run.name}",
     ]
     lines = table(suite, {control.run.name: control, taught.run.name: taught}, 1.2)
     assert lines[2][1:5] == ["0.600", "0.600 to 0.600", "0.600 0.600", "0.500"]
-    assert lines[3][-2:] == ["-20.0 %", "-20.0 to -20.0 %"]
+    assert lines[3][-3:] == [control.run.name, "-20.0 %", "-20.0 to -20.0 %"], "against whom, and by how much"
     assert lines[0][7] == "minutes" and [line[7] for line in lines[2:4]] == ["", "3.0"]
     assert lines[4][1] == "failed" and len({len(line) for line in lines}) == 1
     for reference, rows in ((0.0, 5), (None, 4)):  # of one pair that is tested on itself; of no labels
@@ -299,8 +272,10 @@ def smoke(tmp_path_factory, rooms):
 
 def test_a_suite_from_nothing_to_a_report(smoke, rooms, capsys):
     report = (smoke / "reports/smoke/report.md").read_text()
-    assert re.search(r"\| audio alone.*\| \d+\.\d \| +\|", report), "minutes, and no control of its own"
-    assert report.count("| audio alone") == 1 and "depth distillation" in report and "failed" not in report
+    assert re.search(r"\| audio alone.*\| \d+\.\d \| +\| +\| +\|", report), "minutes, and no control of its own"
+    assert report.count("\n| audio alone") == 1 and report.count("| audio alone") == 2, "a row, and a control"
+    assert "Intervals of one seed are over test images alone" in report
+    assert "depth distillation" in report and "failed" not in report
     assert f"python run_experiments.py smoke --dataset_dir {rooms}" in report
     page = (smoke / "reports/smoke/report.html").read_text()
     assert len(re.findall(r"data:image/png;base64,", page)) == 3, "bars, curves and rooms"
@@ -469,6 +444,14 @@ def test_an_eye_of_other_rooms_is_tested_where_all_are(tmp_path):
     assert all(flags[name] == laboratory.data for name in eyes)
 
 
+def test_teachers_of_other_rooms_alone_are_tested_where_all_are(tmp_path, rooms):
+    laboratory = Laboratory(tmp_path, ("--dataset", "simulated", "--dataset_dir", f"{rooms}"))
+    suite = run_experiments.choose_rows(SUITES["labels"](SETTING), ["other rooms, 36"])
+    names, _ = Examination(laboratory, suite, [0]).tested
+    assert {row.data for row in suite.rows} == {SETTING.other_data}
+    assert names == create_dataset("simulated", rooms, "test", 32, modalities={"depth"}).ids
+
+
 def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path):
     laboratory = Laboratory(tmp_path, ("--dataset", "simulated"))
     taught = [row for row in SUITES["labels"](SETTING).rows if row.asks_once]
@@ -495,18 +478,25 @@ def test_curves_that_two_runs_wrote_are_refused(smoke, tmp_path):
         read_results(*files, 2, "", [], math.nan, {})
 
 
-def test_further_rooms_are_simulated_beside_the_rooms_and_under_their_name(tmp_path, capsys):
+def test_further_rooms_are_simulated_beside_the_rooms_where_a_row_needs_them(tmp_path, capsys):
     rooms = tmp_path / "Rooms"
     rooms.mkdir()
-    assert run_experiments.simulate_like(rooms, "Other", 1, 1, True) is None
+    args = run_experiments.create_parser().parse_args(["labels"])
+    args.dataset_dir = rooms
+    assert run_experiments.plan_further_rooms(args) == []
     assert "has no simulation.json" in capsys.readouterr().out
     (rooms / "simulation.json").write_text('{"train": 3, "val": 1, "image_size": 32, "seed": 4}')
-    assert run_experiments.simulate_like(rooms, "Pairs", 2, 2, True) == tmp_path / "RoomsPairs"
-    assert "--train 6 --val 1 --test 0 --image_size 32 --seed 6" in capsys.readouterr().out
+    planned = run_experiments.plan_further_rooms(args)
+    assert [folder.name for folder, _ in planned] == ["RoomsOther", "RoomsPairs"]
+    needs = [Run("more", ("train.py", "--pairs_dir", f"{tmp_path / 'RoomsPairs'}"), 1)]
+    run_experiments.simulate_further_rooms(planned, needs, planned=True)
+    out = capsys.readouterr().out
+    assert "--train 9 --val 1 --test 0 --image_size 32 --seed 6" in out and "RoomsOther" not in out
     assert not (tmp_path / "RoomsPairs").exists()
     (tmp_path / "RoomsPairs").write_text("not a folder")
+    run_experiments.simulate_further_rooms(planned, [Run("none", ("train.py",), 1)], planned=False)
     with pytest.raises(DataError, match="RoomsPairs"):
-        run_experiments.simulate_like(rooms, "Pairs", 2, 2, False)
+        run_experiments.simulate_further_rooms(planned, needs, planned=False)
 
 
 def test_a_command_is_the_same_on_every_machine(tmp_path):
@@ -560,9 +550,34 @@ def test_flags_that_would_have_no_effect_are_refused(tmp_path, rooms, run_cli):
         ("transfer", ("--transfer_dir", rooms), "--transfer_dir has no effect without --transfer_to"),
         ("transfer", ("--transfer_to", "nyu", "--holdout_location", "Hall"), "are two tests"),
         ("transfer", ("--holdout_location", "Nowhere"), "Nowhere"),
+        ("smoke", ("--preset", "gpu"), "--preset has no effect in smoke"),
+        ("ladder", ("--gpu_ids", "97"), "--gpu_ids 97: this machine has"),
     ):
         code, _, errors = run_cli(run_experiments.main, suite, *common, *flags)
         assert code == 2 and named in errors, (suite, flags, errors)
+
+
+def test_data_that_no_row_can_learn_from_is_refused_before_the_first_training(tmp_path, rooms, run_cli):
+    frames = write_nyu_b(tmp_path / "nyu", size=(48, 64), rows={"train": 4, "test": 2})
+    for suite, flags, named in (
+        ("ladder", ("--dataset", "nyu", "--dataset_dir", frames), "audio"),
+        (
+            "transfer",
+            ("--dataset_dir", rooms, "--transfer_to", "nyu", "--transfer_dir", tmp_path / "no"),
+            "is no folder",
+        ),
+        ("transfer", ("--dataset_dir", rooms, "--transfer_to", "nyu", "--transfer_dir", frames), "audio"),
+        ("labels", ("--dataset_dir", rooms, "--other_dataset_dir", tmp_path / "other"), "other"),
+        ("labels", ("--dataset_dir", rooms, "--pairs_dataset_dir", tmp_path / "pairs"), "pairs"),
+    ):
+        code, out, errors = run_cli(run_experiments.main, suite, *flags, "--output_dir", tmp_path / "r", "--dry_run")
+        assert code == 2 and named in errors and errors.count("\n") == 1 and "python" not in out, (
+            suite,
+            flags,
+            out,
+            errors,
+        )
+    assert not (tmp_path / "other").exists() and not (tmp_path / "pairs").exists()
 
 
 def test_a_dry_run_of_rooms_that_are_not_simulated_yet_simulates_none(tmp_path, run_cli):
