@@ -134,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = load_candidates(args)
     first = candidates[0]
     first.dataset.require_depth()
+    if args.per_location and None in first.dataset.locations:
+        raise OptionError(f"--per_location: --dataset {first.data['name']} does not name its samples' locations")
     fabric = create_fabric(args)
     for candidate in candidates:
         fabric.to_device(candidate.model.to(memory_format=torch.channels_last))
@@ -353,8 +355,6 @@ def write_per_image(path: Path, candidate: Candidate) -> None:
 def by_location(candidate: Candidate) -> dict[str, dict[str, float]]:
     """Return the means of each location of a data set that names them."""
     locations = candidate.dataset.locations
-    if None in locations:
-        raise OptionError(f"--per_location: --dataset {candidate.data['name']} does not name its samples' locations")
     names = sorted(name for name in set(locations) if name)
     return {name: candidate.table.mean(among=[i for i, at in enumerate(locations) if at == name]) for name in names}
 
