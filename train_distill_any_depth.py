@@ -172,10 +172,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         bf16_teachers=resolve_precision(args.teacher_precision, fabric.device.type) == "bf16",
         seed=args.seed,
     )
-    if args.cache_teacher:
-        teacher: Any = task.teacher0
-        key = {"precision": "bf16" if task.bf16_teachers else "32", "dataset": args.dataset}
-        task.cache = open_cache(fabric, args.cache_teacher, teacher, datasets["train"], args.image_size, **key)
+
+    def prepare() -> None:
+        if args.cache_teacher:
+            teacher: Any = task.teacher0
+            key = {"precision": "bf16" if task.bf16_teachers else "32", "dataset": args.dataset}
+            task.cache = open_cache(fabric, args.cache_teacher, teacher, datasets["train"], args.image_size, **key)
+
     picture = StepPicture(args, fabric, task)
     run_training(
         args,
@@ -187,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes=notes,
         validation=create_validation(args, fabric, task, datasets, loaders["val"]),
         on_step=picture,
+        prepare=prepare,
     )
     if fabric.is_global_zero:
         export_student(args, Experiment(args.output_dir, args.experiment_name))

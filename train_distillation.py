@@ -147,16 +147,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     shown = "audio" not in teacher.inputs or not args.cache_teacher  # what the student is shown, as it learnt it
     validation = create_validation(args, fabric, task, datasets["val"], loaders["val"], shown=shown)
-    if args.cache_teacher:
-        task.cache = ask_beforehand(args, fabric, task.teacher, checkpoint)
+
+    def prepare() -> None:
+        if args.cache_teacher:
+            task.cache = ask_beforehand(args, fabric, task.teacher, checkpoint)
+
     if validation.measure is not None:
         notes.append("no validation pair has measured depth: epochs are compared by the distance from the teacher [m]")
     columns: Callable[[Batch, Tensor], list[Column]] = depth_columns
     if shown:
         columns = columns_with(task.teacher, fabric, measured=validation.measure is None)
     run_training(
-        args, fabric, task, loaders["train"], loaders["val"], columns=columns, notes=notes, validation=validation
-    )
+        args, fabric, task, loaders["train"], loaders["val"],
+        columns=columns, notes=notes, validation=validation, prepare=prepare,
+    )  # fmt: skip
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -293,6 +293,8 @@ def test_the_second_epoch_does_not_ask_the_teacher(tmp_path, asked, run_cli):
     assert plain[0] == pytest.approx(first[0], rel=2e-3), "but for the rounding to float16"
     assert [row["loss"] for row in plain] == pytest.approx([row["loss"] for row in first], rel=5e-2), "which adds up"
 
+    code, _, errors = run("first", "--cache_teacher", tmp_path / "fresh")
+    assert code == 2 and "holds an experiment" in errors and not (tmp_path / "fresh").exists()
     code, _, errors = run("third", *cached, teacher="two")
     assert code == 2 and "is of something else: teacher" in errors and len(errors.splitlines()) == 1
     write_images(tmp_path / "pictures/train", count=8, size=(60, 80), seed=1)
@@ -327,6 +329,13 @@ def test_an_ear_learns_from_answers_that_were_kept(tmp_path, rooms, asked, run_c
     assert code == 0 and "cache_teacher given -> None" in out
     assert len(asked) > 6, "without the cache, each batch"
 
+    fresh = ("--cache_teacher", tmp_path / "fresh")
+    for more, named in (
+        ((), "holds an experiment"),
+        (("--experiment_name", "other", "--image_size", 40), "32 or 48"),
+    ):
+        code, _, errors = run(*fresh, *more)
+        assert code == 2 and named in errors and not asked and not (tmp_path / "fresh").exists()
     for more, named in (
         (("--lambda_feat", 1), "no features"),
         (("--num_nodes", 2), "one machine"),

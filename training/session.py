@@ -112,6 +112,7 @@ def run_training(
     picture: str = "epoch_{:04d}.png",
     validation: Validation | None = None,
     on_step: Callable[[int, Batch], None] = lambda step, batch: None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
     """Train ``task`` as the flags say: begin or resume the experiment, fit, save, draw.
 
@@ -126,6 +127,8 @@ def run_training(
         picture: the file name of an epoch's picture.
         validation: how epochs are compared; None: by the RMSE against measured depth in metres.
         on_step: called with the number of each step, from 1 on, and its batch, after the update.
+        prepare: called once, where flags, data and checkpoint fit each other, before the experiment's first file: for
+            what takes long, or much of the disk.
 
     Raises:
         UserError: before anything is written, when flags, data and checkpoint do not fit each other.
@@ -167,6 +170,7 @@ def run_training(
             f"{start.path}: epoch {progress.epoch} of {last} is done already; ask for more epochs to go on"
         )
 
+    prepare()
     moved = experiment.begin(args, start) if fabric.is_global_zero else []
     fabric.barrier()
     log = RunLog(
