@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dataloaders import AUDIO_FORMATS, audio_channels
 from errors import OptionError, run_script
 from models import MODELS, create_model
 from models.depth_anything import ALIASES, PRESETS
@@ -37,6 +38,9 @@ def create_parser() -> argparse.ArgumentParser:
         group.add_argument(
             f"--{side}_preset", choices=(*PRESETS, *ALIASES), help=f"of a {side} that is depth_anything (default: vits)"
         )
+    group.add_argument(
+        "--audio_format", choices=AUDIO_FORMATS, help="what is heard (default: interaural, as in train_distillation.py)"
+    )
     group.add_argument("--image_size", type=options.positive_int, default=256, metavar="N", help="side [pixels]")
     return parser
 
@@ -58,19 +62,23 @@ def config_of(args: argparse.Namespace, side: str) -> dict[str, Any]:
     """Return the arguments that the flags set of the ``teacher`` or the ``student``.
 
     Raises:
-        OptionError: a flag that this network, or for ``--base_channels`` neither, has no use for.
+        OptionError: a flag that this network, or for ``--base_channels`` and ``--audio_format`` neither, has no use
+            for.
     """
     taken = [inspect.signature(MODELS[name]).parameters for name in (args.teacher, args.student)]
     own = taken[side == "student"]
     if args.base_channels is not None and not any("base_channels" in parameters for parameters in taken):
         raise OptionError(f"--base_channels has no effect on {args.teacher} and {args.student}")
+    if args.audio_format is not None and not any("audio_channels" in parameters for parameters in taken):
+        raise OptionError(f"--audio_format has no effect on {args.teacher} and {args.student}")
     if args.student_base_channels is not None and "base_channels" not in taken[1]:
         raise OptionError(f"--student_base_channels has no effect on --student {args.student}")
     preset = getattr(args, f"{side}_preset")
     if preset is not None and "preset" not in own:
         raise OptionError(f"--{side}_preset has no effect on --{side} {getattr(args, side)}")
     width = (args.student_base_channels if side == "student" else None) or args.base_channels or 64
-    config = {"base_channels": width, "preset": preset}
+    channels = audio_channels(args.audio_format or "interaural")
+    config = {"base_channels": width, "preset": preset, "audio_channels": channels}
     return {key: value for key, value in config.items() if key in own and value is not None}
 
 

@@ -13,6 +13,7 @@ import torch
 import train_baseline
 import train_binaural_attention
 import verify_feature_compatibility
+from dataloaders import audio_channels
 from models import create_model
 from training.checkpoint import load_checkpoint, restore_model
 from training.tasks import BaseResidualTask, SupervisedDepthTask
@@ -252,8 +253,20 @@ def test_the_default_teacher_can_teach_the_default_student(run_cli):
     code, out, _ = run_cli(verify_feature_compatibility.main)
     assert code == 0
     assert "distillation can start" in out
-    assert "19.59 M" in out
+    assert "19.59 M" in out and "47.86 M" in out
     assert "[512, 16, 16]" in out
+
+
+def test_the_student_is_measured_with_what_it_hears(run_cli):
+    for audio_format, flags in (("interaural", ()), ("mel", ("--audio_format", "mel"))):
+        _, out, _ = run_cli(verify_feature_compatibility.main, "--base_channels", 4, "--image_size", 32, *flags)
+        channels = audio_channels(audio_format)
+        count = create_model("binaural_attention", base_channels=4, audio_channels=channels).count_parameters()
+        assert f"{count / 1e6:.2f} M parameters" in out.splitlines()[-2].split("parameters", 1)[1]
+    flags = ("--student", "rgb_depth", "--audio_format", "mel")
+    code, _, errors = run_cli(verify_feature_compatibility.main, *flags)
+    assert code == 2
+    assert "--audio_format has no effect on rgb_depth and rgb_depth" in errors
 
 
 @pytest.mark.parametrize(
