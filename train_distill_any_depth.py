@@ -43,6 +43,8 @@ PICTURED = 4  # samples in the picture of a step
 # None in the parser, so that one given in vain is refused.
 VIEWS: dict[str, Any] = {"local_crops": 2, "global_scale": [0.7, 1.0], "local_scale": [0.4, 0.8]}
 CONTEXTS: dict[str, Any] = {"hdn_variant": "dr", "hdn_level": 3}
+COMPARED: dict[str, Any] = {"normalization": None, "trim": 0.0}  # of sc and lg; the normalisation is the recipe's
+MOST_LEVELS = 8  # the last of which cuts a picture into 128 x 128 cells
 FEATURE_MARGIN = 0.85
 
 
@@ -101,9 +103,11 @@ def create_parser() -> argparse.ArgumentParser:
         )
     group.add_argument("--normalization", choices=NORMALIZATIONS, help="of shared and closer views")
     group.add_argument("--hdn_variant", choices=HDN_VARIANTS, help="segments of range, ranks or space (default: dr)")
-    group.add_argument("--hdn_level", type=options.positive_int, metavar="N", help="levels of contexts (default: 3)")
     group.add_argument(
-        "--trim", type=options.fraction, default=0.0, metavar="F", help="share of the largest residuals left out"
+        "--hdn_level", type=levels, metavar="N", help=f"levels of contexts, 1 to {MOST_LEVELS} (default: 3)"
+    )
+    group.add_argument(
+        "--trim", type=less_than_all, metavar="F", help="share of the largest residuals left out (default: 0)"
     )
     group.add_argument(
         "--feature_margin", type=options.fraction, metavar="C",
@@ -143,6 +147,22 @@ def create_parser() -> argparse.ArgumentParser:
 def shares(text: str) -> list[float]:
     """Parse ``7,3`` into numbers above 0."""
     return [options.positive_float(part) for part in text.split(",")]
+
+
+def levels(text: str) -> int:
+    """Parse a whole number of levels of contexts: each has twice or four times as many as the one before."""
+    value = options.positive_int(text)
+    if value > MOST_LEVELS:
+        raise argparse.ArgumentTypeError(f"{text} is above {MOST_LEVELS}")
+    return value
+
+
+def less_than_all(text: str) -> float:
+    """Parse a number in [0, 1)."""
+    value = options.fraction(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"{text} leaves nothing to learn from; give less than 1")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -277,6 +297,10 @@ def check_loss_and_views(args: argparse.Namespace) -> None:
             raise OptionError(f"--{flag} has no effect {why}")
     for flag in WEIGHTS:
         given[flag] = 0.0 if flag in idle else recipe[flag] if given[flag] is None else given[flag]
+    compares = args.lambda_sc > 0 or args.lambda_lg > 0 or args.dataset == "images"  # whose val_distance is sc
+    for flag in () if compares else COMPARED:
+        if given[flag] is not None:
+            raise OptionError(f"--{flag} has no effect with --lambda_sc 0 and --lambda_lg 0")
     args.normalization = args.normalization or recipe["normalization"]
     if "local_crops" in idle:
         args.local_crops = 0
@@ -292,13 +316,12 @@ def check_loss_and_views(args: argparse.Namespace) -> None:
         raise OptionError("all weights of the loss are 0: nothing would be learnt")
     if args.lambda_feat == 0 and args.feature_margin is not None:
         raise OptionError("--feature_margin has no effect with --lambda_feat 0")
-    if args.lambda_hdn == 0 and args.normalization in ("global", "none"):
+    if args.lambda_hdn == 0 and (not compares or args.normalization in ("global", "none")):
+        others = f"--normalization {args.normalization}" if compares else "--lambda_sc 0, --lambda_lg 0"
         for flag in CONTEXTS:
             if given[flag] is not None:
-                raise OptionError(
-                    f"--{flag} has no effect with --lambda_hdn 0 and --normalization {args.normalization}"
-                )
-    for flag, default in (VIEWS | CONTEXTS | {"feature_margin": FEATURE_MARGIN}).items():
+                raise OptionError(f"--{flag} has no effect with --lambda_hdn 0 and {others}")
+    for flag, default in (VIEWS | CONTEXTS | COMPARED | {"feature_margin": FEATURE_MARGIN}).items():
         if given[flag] is None:
             given[flag] = default
 

@@ -121,7 +121,7 @@ def disparity_contexts(disparity: Tensor, valid: Tensor, variant: str = "dr", le
     return torch.where(valid, torch.cat([ids.expand_as(valid) for ids in levels], dim=1), -1)
 
 
-def normalize_in_contexts(disparity: Tensor, contexts: Tensor) -> Tensor:
+def normalize_in_contexts(disparity: Tensor, contexts: Tensor, variant: str = "ds") -> Tensor:
     """Normalise each pixel within each context that holds it: (d - median_u d) / mean_u |d - median_u d|: [B, L, H, W].
 
     The median of an even number is the lower one, as in :func:`normalize_disparity`, which the first level repeats. A
@@ -131,6 +131,8 @@ def normalize_in_contexts(disparity: Tensor, contexts: Tensor) -> Tensor:
     Args:
         disparity: [B, 1, H, W]; may be NaN or infinite where not valid.
         contexts: int64 [B, L, H, W] as from :func:`disparity_contexts`, the whole map first; -1 where not valid.
+        variant: of these contexts. Of ``dr`` and ``dp`` there are fewer, for which less memory is needed; the result
+            is the same.
 
     Returns:
         The normalised maps, one per level; 0 where not valid.
@@ -138,7 +140,7 @@ def normalize_in_contexts(disparity: Tensor, contexts: Tensor) -> Tensor:
     batch, levels, height, width = contexts.shape
     pixels = height * width
     valid = contexts.flatten(2) >= 0  # [B, L, P], P pixels
-    count = 4 ** (levels - 1)  # no level has more contexts
+    count = (4 if variant == "ds" else 2) ** (levels - 1)  # no level has more contexts
     x = torch.where(valid[:, 0], disparity.flatten(1), 0.0).float()  # [B, P]
 
     # By context, and ascending within each: one sort by value, then a stable one by context. Those that are not valid
@@ -198,7 +200,7 @@ def disparity_residual(
         s, t = (normalize_disparity(d, valid) for d in (student, teacher))
     else:
         contexts = disparity_contexts(teacher, valid, variant, level)
-        s, t = (normalize_in_contexts(d, contexts) for d in (student, teacher))  # [B, L, H, W]
+        s, t = (normalize_in_contexts(d, contexts, variant) for d in (student, teacher))  # [B, L, H, W]
         if normalization == "local":
             s, t = s[:, -1:], t[:, -1:]
     return (s - t).abs().mean(dim=1, keepdim=True)

@@ -129,6 +129,19 @@ def test_the_nearest_and_the_farthest_belong_to_every_level():
 # -------------------------------------------------------------------------------------------------------- normalisation
 
 
+@pytest.mark.parametrize("variant", HDN_VARIANTS)
+def test_contexts_that_halve_need_fewer_places_and_give_the_same(variant):
+    disparity = random(2, 1, 16, 24)
+    contexts = disparity_contexts(disparity, holed(2, 1, 16, 24, seed=3, share=0.5), variant, level=5)
+    assert torch.equal(normalize_in_contexts(disparity, contexts, variant), normalize_in_contexts(disparity, contexts))
+
+
+def test_many_levels_of_contexts_that_halve_fit_into_memory():
+    student, teacher = random(1, 1, 32, 32), random(1, 1, 32, 32) ** 2
+    loss = normalized_loss(student, teacher, everywhere(teacher), "hybrid", variant="dp", level=14)
+    assert 0 < loss.item() < 10
+
+
 def test_normalised_in_contexts_by_hand():
     # level 0: median 1, deviations 1 0 1 9 of mean 11/4; level 1: {0, 1, 2} by its 1 and 2/3, and {10} on its own
     disparity, valid = maps([0.0, 1.0, 2.0, 10.0, math.nan]), maps([True] * 4 + [False])

@@ -441,6 +441,7 @@ def test_no_closer_views_are_cut_where_nobody_looks_at_them():
 
 TRUTH = ("--teacher_models", "ground_truth")
 BOTH = ("--teacher_models", "vitl", "ground_truth", *GIVEN)
+UNCOMPARED = ("--lambda_sc", 0, "--lambda_lg", 0)
 CACHED = (*GIVEN, "--cache_teacher", "x", "--lambda_feat", 0)
 
 
@@ -468,6 +469,9 @@ CACHED = (*GIVEN, "--cache_teacher", "x", "--lambda_feat", 0)
         ((*GIVEN, "--lambda_hdn", 0, "--hdn_level", 2), "--hdn_level has no effect"),
         ((*GIVEN, "--lambda_hdn", 0, "--hdn_variant", "ds"), "--hdn_variant has no effect"),
         ((*TRUTH, "--lambda_sc", 0, "--lambda_grad", 0, "--lambda_hdn", 0), "nothing would be learnt"),
+        ((*GIVEN, *UNCOMPARED, "--trim", 0.1), "--trim has no effect with --lambda_sc 0 and --lambda_lg 0"),
+        ((*GIVEN, *UNCOMPARED, "--normalization", "hybrid"), "--normalization has no effect"),
+        ((*GIVEN, *UNCOMPARED, "--recipe", "paper", "--hdn_variant", "ds"), "--hdn_variant has no effect"),
         ((*GIVEN, "--fixed_views", "--local_crops", 1), "--local_crops has no effect with --fixed_views"),
         ((*GIVEN, "--fixed_views", "--global_scale", 1, 1), "--global_scale has no effect with --fixed_views"),
         ((*GIVEN, "--fixed_views", "--lambda_lg", 1), "--lambda_lg has no effect with --fixed_views"),
@@ -483,6 +487,19 @@ CACHED = (*GIVEN, "--cache_teacher", "x", "--lambda_feat", 0)
 def test_flags_that_are_refused(flags, named):
     with pytest.raises(OptionError, match=named):
         options_of(*flags)
+
+
+def test_pictures_alone_are_validated_by_what_is_not_learnt():
+    flags = (*GIVEN, *UNCOMPARED, "--dataset", "images", "--trim", 0.1, "--normalization", "local", "--hdn_level", 2)
+    args, _ = options_of(*flags, "--lambda_hdn", 0)
+    assert (args.trim, args.normalization, args.hdn_level, args.hdn_variant) == (0.1, "local", 2, "dr")
+    assert options_of(*GIVEN, *UNCOMPARED)[0].trim == 0
+
+
+@pytest.mark.parametrize("flags", [("--trim", 1), ("--trim", 1.5), ("--hdn_level", 9), ("--hdn_level", 0)])
+def test_what_no_map_has_is_refused_by_the_parser(flags, run_cli):
+    code, _, errors = run_cli(main, *GIVEN, *flags)
+    assert code == 2 and f"argument {flags[0]}" in errors
 
 
 def test_a_normalisation_in_contexts_needs_their_flags():
@@ -502,7 +519,6 @@ def test_a_normalisation_in_contexts_needs_their_flags():
         ),
         (("--local_crops", 0), "--lambda_lg"),
         (("--global_scale", 0.9, 0.5), "--global_scale 0.9 0.5"),
-        (("--trim", 1), "trim"),
         (("--device", "cpu", "--precision", 16), "--precision 16"),
         (("--image_size", 14), "--image_size 14"),
     ],
