@@ -472,7 +472,7 @@ class StepPicture:
 
     def __init__(self, args: argparse.Namespace, fabric: Fabric, task: DisparityDistillationTask) -> None:
         self.every = args.visualize_every
-        self.folder = args.output_dir / "visualizations"
+        self.folder = args.output_dir / "visualizations" / args.experiment_name
         self.fabric, self.task = fabric, task
         self.columns = columns_with(task, fabric)
 
@@ -483,7 +483,6 @@ class StepPicture:
         student = self.task.student.eval()
         prediction = loop.predict(self.fabric, student, first)
         student.train()
-        self.folder.mkdir(parents=True, exist_ok=True)
         save_grid(self.folder / f"step_{step:06d}.png", self.columns(first, prediction), first["id"], f"step {step}")
 
 
