@@ -13,25 +13,20 @@ from collections.abc import Sequence
 
 from errors import run_script
 from simulation import is_complete, write_dataset
+from training import options
 
 
 def create_parser() -> argparse.ArgumentParser:
     """The script's options."""
-    parser = argparse.ArgumentParser(
-        description="Simulate furnished rooms: RGB image, depth map and binaural echo from one geometry. A run that "
-        "was stopped goes on when it is started again; the same seed gives the same bytes.",
-        epilog="Rooms differ between train, val and test. In the nyu format, which has no list for validation, the "
-        "rooms of --val are further scenes of nyu2_train.csv: readers of that format hold out whole scenes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+    parser = options.create_parser(
+        "Simulate furnished rooms: RGB image, depth map and binaural echo from one geometry. A run that was stopped "
+        "goes on when it is started again; the same seed gives the same bytes."
     )
-    parser.add_argument(
-        "--output",
-        required=True,
-        default=argparse.SUPPRESS,
-        metavar="DIR",
-        help="folder to write: new, empty, or begun before",
+    parser.epilog = (
+        "Rooms differ between train, val and test. In the nyu format, which has no list for validation, the rooms of "
+        "--val are further scenes of nyu2_train.csv: readers of that format hold out whole scenes."
     )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write: new, empty, or begun before")
     parser.add_argument(
         "--format",
         choices=("batvisionv2", "nyu"),
@@ -45,7 +40,10 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument("--image_size", type=int, default=128, metavar="S", help="side of image and depth, pixels")
     group.add_argument("--seed", type=int, default=0, metavar="K", help="of the rooms and all noise, 0 or more")
     parser.add_argument(
-        "--workers", type=int, default=None, metavar="W", help="processes (None: one per core); no matter to the data"
+        "--workers",
+        type=int,
+        metavar="W",
+        help="processes (default: one per core); they change nothing in the data",
     )
     return parser
 

@@ -338,6 +338,12 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
         write_dataset(tmp_path / "rooms", **SMALL)
 
 
+def test_help_shows_no_default_that_says_nothing():
+    text = simulate_rooms.create_parser().format_help()
+    assert "None" not in text
+    assert "one per core); they change nothing in the data" in " ".join(text.split())
+
+
 def test_script_runs_from_any_folder(tmp_path):
     (tmp_path / "simulation.py").write_text("raise RuntimeError('not this one')\n")
     options = ("--train", 1, "--val", 0, "--test", 0, "--image_size", 16, "--workers", 1)
