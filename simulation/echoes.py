@@ -28,9 +28,12 @@ OVERSAMPLING = 4
 BINS = FRAMES * OVERSAMPLING
 ONSET = 287  # sample at which the direct pulse arrives (6.5 ms), as in real recordings
 
-EAR_DISTANCE = 0.2
+# BatVision's chirp, and a head. What takes it out of a recording (``dataloaders.interaural``) has numbers of its own,
+# since prepared samples are kept for as long as the code of that room is the same; a test compares the two.
+EAR_DISTANCE = 0.2  # metres
 CHIRP_SECONDS = 0.003
-CHIRP_BAND = (20.0, 20_000.0)
+CHIRP_BAND = (20.0, 20_000.0)  # Hz
+CHIRP_FADE = 0.0002  # seconds, in and out
 CROSSOVER = 4000.0  # Hz, between the two bands
 # What loudspeaker and microphones let pass around 1, 3, ... 19 kHz (dB), so that the echoes, which rooms and ears
 # colour too, have a real echo's energy in bands of 2 kHz: -8, -4, 0, -10, -16, -23, -21, -18, -17, -23 dB.
@@ -299,18 +302,22 @@ def reverberation(room: Room, rng: np.random.Generator) -> Array:
     return (noise * (forward * level * rise * decay)).astype(np.float32)
 
 
+def chirp() -> NDArray[np.float64]:
+    """The linear sweep that the loudspeaker is given, at SAMPLE_RATE: [132]."""
+    time = np.arange(round(CHIRP_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    low, high = CHIRP_BAND
+    sweep = np.sin(2 * np.pi * (low + (high - low) * time / (2 * CHIRP_SECONDS)) * time)
+    return sweep * np.minimum(np.minimum(time, time[::-1]) / CHIRP_FADE, 1)
+
+
 @cache
 def _pulse_spectrum() -> NDArray[np.complex128]:
     """The chirp through loudspeaker and microphone, per band: [2, F], with the direct pulse put at ONSET."""
     count = FRAMES + _PAD
-    time = np.arange(round(CHIRP_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
-    low, high = CHIRP_BAND
-    chirp = np.sin(2 * np.pi * (low + (high - low) * time / (2 * CHIRP_SECONDS)) * time)
-    fade = np.minimum(np.minimum(time, time[::-1]) / 0.0002, 1)
     frequency = np.fft.rfftfreq(count, 1 / SAMPLE_RATE)
     colour = 10 ** (np.interp(frequency, BAND_CENTRES, BAND_RESPONSE) / 20)
     shift = (ONSET - EAR_DISTANCE / 2 / SPEED_OF_SOUND * SAMPLE_RATE) / SAMPLE_RATE
-    pulse = np.fft.rfft(chirp * fade, count) * colour * np.exp(-2j * np.pi * frequency * shift)
+    pulse = np.fft.rfft(chirp(), count) * colour * np.exp(-2j * np.pi * frequency * shift)
     pulse *= DIRECT_PEAK / np.abs(np.fft.irfft(pulse, count)).max() / DIRECT_AMPLITUDE
     below = 1 / (1 + (frequency / CROSSOVER) ** 4)
     return np.stack([below, 1 - below]) * pulse

@@ -23,6 +23,7 @@ from dataloaders.stft import HOP_LENGTH, SAMPLE_RATE, SPEED_OF_SOUND
 from dataloaders.transforms import AUDIO_FORMATS, audio_channels, check_recording, scale_scene
 from errors import CheckpointError, DataError, OptionError
 from models import create_model
+from simulation import echoes
 from training.checkpoint import check_preprocessing
 
 SAMPLES, SIZE = 3112, 64
@@ -167,6 +168,13 @@ def test_a_real_recording_is_refused_behind_silence_and_not_as_it_is(samples_dir
             check_recording(wave, how)
         with pytest.raises(DataError, match=r"begins at 8\d\.\d ms"):
             check_recording(late, {**how, "audio_samples": 3112, "max_depth": 12.0})
+
+
+def test_the_simulator_sends_the_chirp_that_is_taken_out_to_the_same_head():
+    assert echoes.EAR_DISTANCE == EAR_DISTANCE
+    assert (echoes.SAMPLE_RATE, echoes.SPEED_OF_SOUND) == (SAMPLE_RATE, SPEED_OF_SOUND)
+    sent = torch.from_numpy(echoes.chirp()).float()
+    assert torch.allclose(sent / sent.norm(), chirp(), atol=1e-6)
 
 
 def test_silence_stays_silence():
