@@ -143,9 +143,10 @@ def epochs_of_phases(text: str) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, fit."""
-    args = create_parser().parse_args(argv)
+    parser = create_parser()
+    args = parser.parse_args(argv)
     given = check_options(args)
-    options.check_training_options(args, STAGES[args.phase])
+    options.check_training_options(args, parser, STAGES[args.phase])
     fabric = create_fabric(args, rests=args.phase == "all")
     data = options.dataset_options(args)
     sees = args.phase != "finetune" and can_see(data)

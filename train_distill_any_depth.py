@@ -167,9 +167,10 @@ def less_than_all(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, fit, export."""
-    args = create_parser().parse_args(argv)
+    parser = create_parser()
+    args = parser.parse_args(argv)
     notes = check_options(args)
-    options.check_training_options(args, "distill_any_depth")
+    options.check_training_options(args, parser, "distill_any_depth")
     fabric = create_fabric(args, rests=len(args.teacher_models) > 1)
     datasets = create_datasets(args)
     if args.dataset == "images" and datasets["train"].ids == datasets["val"].ids:

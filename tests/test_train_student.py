@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_adabins_distillation
 import train_baseline
 import train_binaural_attention
+import train_distill_any_depth
+import train_rgb_depth
 import verify_feature_compatibility
 from dataloaders import audio_channels
 from models import create_model
+from training import options
 from training.checkpoint import load_checkpoint, restore_model
 from training.tasks import BaseResidualTask, SupervisedDepthTask
 
@@ -117,6 +121,50 @@ def test_flags_that_the_student_refuses(flags, run_cli):
     code, _, errors = run_cli(train_binaural_attention.main, *flags)
     assert code == 2
     assert flags[0] in errors
+
+
+NOTHING = ("--lambda_l1", 0, "--lambda_smooth", 0)
+PLAIN = ("--lambda_smooth", 0, "--lambda_edge", 0)
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "named"),
+    [
+        (train_rgb_depth.main, NOTHING, "all weights of the loss are 0"),
+        (train_binaural_attention.main, (*PLAIN, "--lambda_recon", 0), "all weights of the loss are 0"),
+        (train_baseline.main, ("--model", "unet_baseline", "--lambda_l1", 0), "all weights of the loss are 0"),
+        (train_rgb_depth.main, ("--lambda_l1", 0, "--task_loss", "silog"), "--task_loss has no effect"),
+        (train_baseline.main, ("--model", "base_residual", "--lambda_l1", 0, "--task_loss", "rmse"), "--task_loss"),
+        (train_binaural_attention.main, (*PLAIN, "--use_adaptive_loss"), "--use_adaptive_loss has no effect"),
+        (train_rgb_depth.main, ("--label_seed", 3), "--label_seed has no effect with --label_fraction 1"),
+        (train_rgb_depth.main, ("--wandb_project", "mine"), "--wandb_project has no effect without --use_wandb"),
+        (train_adabins_distillation.main, ("--label_seed", 3), "--label_seed has no effect"),
+        (train_distill_any_depth.main, ("--teacher_models", "ground_truth", "--wandb_project", "x"), "--use_wandb"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(main, flags, named, rooms, tmp_path, run_cli):
+    data = ("--dataset", "simulated", "--dataset_dir", rooms, "--output_dir", tmp_path)
+    code, _, errors = run_cli(main, *data, *flags)
+    assert code == 2 and named in errors and len(errors.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        (None, PLAIN),
+        (None, (*PLAIN, "--task_loss", "l1_rmse", "--label_fraction", 0.1, "--label_seed", 3)),
+        (None, ("--lambda_l1", 0, "--use_adaptive_loss", "--lambda_edge", 0, "--task_loss", "l1", "--label_seed", 0)),
+        ("unet_baseline", ()),
+        ("base_residual", NOTHING),
+        ("multimodal_fusion", ("--lambda_smooth", 0, "--use_wandb", "--wandb_project", "mine")),
+    ],
+)
+def test_what_has_an_effect_or_its_default_is_taken(model, flags):
+    script = train_binaural_attention if model is None else train_baseline
+    parser = script.create_parser(*([] if model is None else [model]))
+    given = [*([] if model is None else ["--model", model]), *map(str, flags)]
+    assert options.parse_training_options(parser, "x", given).stage == "x"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ A flag is a promise: each one is used, or refused before anything is read or wri
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -365,12 +365,14 @@ def parse_training_options(parser: argparse.ArgumentParser, stage: str, argv: Se
         OptionError: naming the flags that cannot be honoured.
     """
     args = parser.parse_args(argv)
-    check_training_options(args, stage)
+    check_training_options(args, parser, stage)
     return args
 
 
-def check_training_options(args: argparse.Namespace, stage: str) -> None:
+def check_training_options(args: argparse.Namespace, parser: argparse.ArgumentParser, stage: str) -> None:
     """Check the flags together and fill in the experiment's name, which begins with ``stage``.
+
+    ``parser`` is the one that they are of: what has another value than its default there was given.
 
     Raises:
         OptionError: naming the flags that cannot be honoured.
@@ -380,6 +382,7 @@ def check_training_options(args: argparse.Namespace, stage: str) -> None:
         raise OptionError(f"--max_depth {args.max_depth} must be above --min_depth {args.min_depth}")
     if args.label_fraction < 1 and args.dataset == "images":
         raise OptionError("--label_fraction: --dataset images has no depth labels to leave out")
+    refuse_idle(args, parser, idle_flags(args))
     if args.stop_after_epoch and args.stop_after_epoch > args.nb_epochs:
         raise OptionError(f"--stop_after_epoch {args.stop_after_epoch} is beyond --nb_epochs {args.nb_epochs}")
     if args.experiment_name is None:
@@ -387,6 +390,38 @@ def check_training_options(args: argparse.Namespace, stage: str) -> None:
     if not is_folder_name(args.experiment_name):
         raise OptionError(f"--experiment_name {args.experiment_name!r} must be the name of a folder, not a path")
     args.stage = stage
+
+
+def idle_flags(args: argparse.Namespace) -> dict[str, str]:
+    """Return those of the shared flags that have no effect beside the others, and beside which.
+
+    Raises:
+        OptionError: the loss has no term.
+    """
+    idle = {}
+    if args.label_fraction in (0, 1):
+        idle["label_seed"] = f"with --label_fraction {args.label_fraction:g}: there is nothing to draw"
+    if not args.use_wandb:
+        idle["wandb_project"] = "without --use_wandb"
+    if hasattr(args, "lambda_l1"):  # of a script of measured depth alone
+        if not any(value for flag, value in vars(args).items() if flag.startswith("lambda_")):
+            raise OptionError("all weights of the loss are 0: nothing would be learnt")
+        if args.lambda_l1 == 0:
+            idle["task_loss"] = "with --lambda_l1 0"
+        if args.lambda_smooth == 0 and getattr(args, "lambda_edge", 0) == 0 and hasattr(args, "use_adaptive_loss"):
+            idle["use_adaptive_loss"] = "with --lambda_smooth 0 and --lambda_edge 0"
+    return idle
+
+
+def refuse_idle(args: argparse.Namespace, parser: argparse.ArgumentParser, idle: Mapping[str, str]) -> None:
+    """Refuse flags that have another value than their default, and no effect; ``idle`` says of each under what.
+
+    Raises:
+        OptionError: naming the first.
+    """
+    for flag, why in idle.items():
+        if getattr(args, flag) != parser.get_default(flag):
+            raise OptionError(f"--{flag} has no effect {why}")
 
 
 def check_teacher_cache(args: argparse.Namespace, kept: str) -> None:
