@@ -210,6 +210,7 @@ def test_both_networks_metrics_stand_in_the_csv(rooms, tmp_path):
     hears, sees = ((tmp_path / f"checkpoints/e/{name}.md").read_text() for name in ("student", "teacher"))
     assert hears.startswith("# student.pth\n\nDepth in metres from the echo of a chirp at two ears: `adabins_audio`")
     assert f"RMSE {student['best']['value']:.4f} m" in hears
+    assert "| `audio` | [B, 4, 32, 32] | interaural" in hears
     assert sees.startswith("# teacher.pth\n\nDepth in metres from a picture: `adabins_rgb`")
     assert "None are known." in sees
 

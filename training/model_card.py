@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataloaders.transforms import SAMPLE_RATE, size_pair
+from dataloaders.transforms import SAMPLE_RATE, audio_channels, size_pair
 from models import DepthModel
 from training.checkpoint import best_value
 from training.files import write_whole, writing
@@ -96,7 +96,8 @@ def input_row(key: str, preprocessing: Mapping[str, Any]) -> tuple[str, str, str
         sound += f", the first {1000 * samples / SAMPLE_RATE:.1f} ms of the recording; a shorter one ends in zeros"
     if key == "waveform":
         return "`waveform`", f"[B, 2, {samples}]", sound
-    return "`audio`", f"[B, 2, {height}, {width}]", f"{preprocessing['audio_format']} (docs/DATA.md) of: {sound}"
+    heard = preprocessing["audio_format"]
+    return "`audio`", f"[B, {audio_channels(heard)}, {height}, {width}]", f"{heard} (docs/DATA.md) of: {sound}"
 
 
 def output_row(model: DepthModel, preprocessing: Mapping[str, Any]) -> tuple[str, str, str]:
