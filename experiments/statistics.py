@@ -22,13 +22,14 @@ class Interval:
 def resample(errors: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
     """Draw the mean error of a way to train, again and again, with other seeds and other images.
 
-    A two-level bootstrap (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8): seeds are
-    drawn with replacement, and so are images; the same images for all seeds, since all are tested on the same ones. Two
-    tables drawn with equally seeded ``rng`` are drawn alike, so that their difference is paired.
+    A bootstrap of both (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8): images are
+    drawn with replacement, the same ones for all seeds, since all are tested on the same ones; and so are seeds. How
+    far a draw of seeds lies from the mean of all moves the mean over the images drawn. Two tables drawn with equally
+    seeded ``rng`` are drawn alike, so that their difference is paired.
 
     Draws of few seeds vary too little: of three, a plain 95 % interval over seeds alone holds the truth in 3 of 4
-    cases. So a draw of seeds is taken :func:`widening` times as far from the mean of all of them. Of one seed nothing
-    is known about others: the draws are of images alone.
+    cases. So they are taken :func:`widening` times as far from their mean. Of one seed nothing is known about others:
+    the draws are of images alone.
 
     Args:
         errors: [S, N], of N images under S seeds.
@@ -41,16 +42,16 @@ def resample(errors: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -
     seeds, images = errors.shape
     chosen = rng.integers(seeds, size=(draws, seeds))
     times = rng.multinomial(images, np.full(images, 1 / images), size=draws)  # [draws, N]
-    per_seed = times @ errors.T / images  # [draws, S]
-    drawn, mean = np.take_along_axis(per_seed, chosen, axis=1).mean(axis=1), per_seed.mean(axis=1)
-    return mean + widening(seeds) * (drawn - mean)
+    of_seeds = errors.mean(axis=1)  # [S]
+    deviation = of_seeds[chosen].mean(axis=1) - of_seeds.mean()  # [draws]
+    return times @ errors.mean(axis=0) / images + widening(seeds) * deviation
 
 
 def widening(seeds: int) -> float:
     """Return how many times wider than a bootstrap's the 95 % interval of a mean over few seeds is.
 
     The bootstrap divides by S instead of S - 1, and takes the quantile of a normal distribution for Student's
-    (Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4), 2015, section 3.2.2).
+    (Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4), 2015).
     """
     if seeds < 2:
         return 1.0
