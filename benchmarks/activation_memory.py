@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from errors import run_script
 from models import MODELS, create_model
 from training import options
 
@@ -37,6 +42,7 @@ def saved_bytes(name: str, image_size: int = 256, batch_size: int = 1, **config:
         config["image_size"] = image_size
     saved: Counter[str] = Counter()
     model = create_model(name, **config).to(memory_format=torch.channels_last)
+    model.check_image_size(image_size)
     with FakeTensorMode(allow_non_fake_inputs=True):
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         seen: set[int] = set()
@@ -104,4 +110,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,7 +16,6 @@ Simulate the rooms first: ``python simulate_rooms.py --output data/SimulatedRoom
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,19 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     rows, mean_map = scored
     figures = {"mean depth map": [mean_map["rmse"]], **{row: [seed["rmse"] for seed in rows[row]] for row in rows}}
-    print(table(figures))
+    print(on_rooms.table(figures))
     on_rooms.write_json(args, {"rmse": figures}, suite=args.suite)
-
-
-def table(figures: dict[str, list[float]]) -> str:
-    """Return a Markdown table: mean, each seed, and the share of the mean map's error."""
-    reference = figures["mean depth map"][0]
-    lines = ["| | RMSE [m] | seeds | of the mean map's |", "|---|---|---|---|"]
-    for name, values in figures.items():
-        mean = statistics.mean(values)
-        seeds = " ".join(f"{value:.3f}" for value in values) if len(values) > 1 else ""
-        lines.append(f"| {name} | {mean:.3f} | {seeds} | {mean / reference:.3f} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,9 @@ def create_parser() -> argparse.ArgumentParser:
     what = group.add_mutually_exclusive_group()
     what.add_argument("--checkpoint", type=Path, metavar="FILE", help="a network that has learnt")
     what.add_argument(
-        "--model", choices=tuple(MODELS), default="binaural_attention", metavar="NAME", help="of random weights"
+        "--model", choices=tuple(MODELS), metavar="NAME", help="of random weights (default: binaural_attention)"
     )
-    group.add_argument("--base_channels", type=options.positive_int, default=16, metavar="N", help="width of --model")
+    group.add_argument("--base_channels", type=options.positive_int, metavar="N", help="width of --model (default: 16)")
     group.add_argument(
         "--attention_levels", type=int, nargs="*", metavar="N", help="of --model binaural_attention (default: its own)"
     )
@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = measure.take_turns(variants, args.rounds, device, calls)
             rows += [row_of(network, way, images, seconds) for network in networks for way in how]
             ratios[f"{images}"] = ratios_of(name, how, seconds)
-    sounds = {key: 1000 * statistics.median(times) for key, times in front_ends(args, model, device).items()}
+    heard = args.audio_format or audio_format_of(model)
+    sounds = {key: 1000 * statistics.median(times) for key, times in front_ends(args, heard, device).items()}
     for audio_format, milliseconds in sounds.items():
         print(f"{audio_format} of one recording: {milliseconds:.1f} ms")
     measure.report(args, rows, ratio=ratios["1"]["best"], ratios=ratios, front_end_ms=sounds)
@@ -114,26 +115,31 @@ def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
     Raises:
         OptionError: flags that do not fit it.
     """
+    given = [flag for flag in ("base_channels", "attention_levels", "audio_format") if getattr(args, flag) is not None]
     if args.checkpoint:
-        if args.audio_format:
-            raise OptionError("--audio_format has no effect beside --checkpoint, whose network knows what it hears")
+        for flag in given:
+            raise OptionError(f"--{flag} has no effect beside --checkpoint, whose network has its own")
         model, _ = load_model(args.checkpoint)
         model.check_image_size(args.image_size)
         return model.name, model
-    config: dict[str, Any] = {} if args.model == "depth_anything" else {"base_channels": args.base_channels}
+    name = args.model or "binaural_attention"
+    sized, hears = name != "depth_anything", "audio" in MODELS[name].inputs
+    has = {"base_channels": sized, "attention_levels": name == "binaural_attention", "audio_format": hears}
+    for flag in given:
+        if not has[flag]:
+            raise OptionError(f"--{flag} has no effect on {name}")
+    config: dict[str, Any] = {"base_channels": args.base_channels or 16} if sized else {}
     if args.attention_levels is not None:
-        if args.model != "binaural_attention":
-            raise OptionError(f"--attention_levels has no effect on {args.model}")
         config["attention_levels"] = args.attention_levels
-    if "audio" in MODELS[args.model].inputs:
+    if hears:
         hearing = options.hearing_config(argparse.Namespace(audio_format=args.audio_format or "spectrogram"))
-        if args.model == "unet_baseline":  # which takes what it hears as it is
+        if name == "unet_baseline":  # which takes what it hears as it is
             del hearing["compress_input"]
             config["image_size"] = args.image_size
         config |= hearing
-    elif args.audio_format:
-        raise OptionError(f"--audio_format has no effect on {args.model}, which does not hear")
-    return f"{args.model} {args.base_channels}", create_model(args.model, **config)
+    model = create_model(name, **config)
+    model.check_image_size(args.image_size)
+    return f"{name} {config['base_channels']}" if sized else name, model
 
 
 def ways(compiled: bool, device: str) -> list[str]:
@@ -143,11 +149,18 @@ def ways(compiled: bool, device: str) -> list[str]:
     return [*found, *([COMPILED] if compiled else []), *(ONNX if device == "cpu" else [])]
 
 
-def front_ends(args: argparse.Namespace, model: DepthModel, device: str) -> dict[str, list[float]]:
-    """Return seconds of making a network's input of one recording, as the U-Net hears it and as the student does."""
+def audio_format_of(model: DepthModel) -> str | None:
+    """Return what a network hears by the number of its channels; None where it does not hear."""
+    if "audio" not in model.inputs:
+        return None
+    return "interaural" if model.input_channels("audio") > EARS else "spectrogram"
+
+
+def front_ends(args: argparse.Namespace, heard: str | None, device: str) -> dict[str, list[float]]:
+    """Return seconds of making a network's input of one recording, as the U-Net hears it and in the format given."""
     wave = torch.rand(1, 2, cut_samples(MAX_DEPTH), device=device) - 0.5
     how = {"image_size": args.image_size, "audio_samples": wave.shape[-1]}
-    formats = ["spectrogram", *(["interaural"] if model.input_channels("audio") > EARS else [])]
+    formats = dict.fromkeys(["spectrogram", *([heard] if heard else [])])
     fronts = {name: AudioFrontEnd({**how, "audio_format": name}).to(device) for name in formats}
 
     def run(front: AudioFrontEnd) -> Answer:

@@ -59,6 +59,8 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     args = measure.parse(create_parser(), argv)
+    for name in args.model:
+        build_model(vars(args) | {"model": name}).check_image_size(args.image_size)
     keep_freed_memory()  # the peak is the arithmetic's
     device = measure.device()
     peaks = measure_peaks(device, args.rounds)

@@ -14,11 +14,14 @@ correlations over the pixels of a split:
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataloaders import create_dataset, create_loader, swap_ears
 from errors import OptionError, run_script

@@ -1,7 +1,8 @@
 """What the benchmarks share: turns side by side, the machine's name and its peak, memory, tables and JSON.
 
-Machines are shared and noisy, so what is compared takes turns in one process, round after round, and a ratio is the
-median of the rounds' ratios. Seconds say little without the hardware, which every result names.
+Machines are shared and noisy, so what is compared takes turns, round after round, and a ratio is the median of the
+rounds' ratios. Where memory counts as well, each variant has a process of its own (:class:`Apart`). Seconds say little
+without the hardware, which every result names.
 """
 
 from __future__ import annotations

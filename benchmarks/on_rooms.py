@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ def train_and_score(
     each = list(scored["checkpoints"].values()) if len(files) > 1 else [scored]
     seeds = len(args.seeds)
     return {row: each[i * seeds : (i + 1) * seeds] for i, row in enumerate(rows)}, scored["baselines"]["mean_map"]
+
+
+def table(figures: Mapping[str, Sequence[float]]) -> str:
+    """Return a Markdown table of RMSE in metres: mean, each seed, and the share of the mean map's error."""
+    (reference,) = figures["mean depth map"]
+    lines = ["| | RMSE [m] | seeds | of the mean map's |", "|---|---|---|---|"]
+    for name, values in figures.items():
+        mean = statistics.mean(values)
+        seeds = " ".join(f"{value:.3f}" for value in values) if len(values) > 1 else ""
+        lines.append(f"| {name} | {mean:.3f} | {seeds} | {mean / reference:.3f} |")
+    return "\n".join(lines)
 
 
 def write_json(args: argparse.Namespace, figures: Any, **settings: Any) -> None:

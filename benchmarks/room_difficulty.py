@@ -10,7 +10,7 @@ depth map's.
 from __future__ import annotations
 
 import argparse
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +22,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import on_rooms
 from dataloaders import create_dataset, create_loader
 from errors import run_script
 from models.rgb_depth_model import RGBDepthNet
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             started = time.perf_counter()
             figures[name].append(train(args, fabric, name, seed))
             print(f"{name}, seed {seed}: {figures[name][-1]:.3f} m, {time.perf_counter() - started:.0f} s", flush=True)
-    print(table(figures))
+    print(on_rooms.table(figures))
     if args.json:
         write_json({"settings": options.plain_arguments(args), "rmse": figures}, args.json)
 
@@ -137,17 +140,6 @@ def mean_map_rmse(args: argparse.Namespace, fabric: Fabric) -> float:
     test_set = create_dataset("simulated", args.dataset_dir, "test", args.image_size, modalities={"depth"})
     mean_map = fit_baselines(create_loader(train_set, 64, shuffle=False, num_workers=args.num_workers))["mean_map"]
     return loop.evaluate(fabric, mean_map, create_loader(test_set, 64, shuffle=False, num_workers=0)).mean()["rmse"]
-
-
-def table(figures: dict[str, list[float]]) -> str:
-    """Return a Markdown table: mean, spread and share of the mean map's error."""
-    reference = figures["mean depth map"][0]
-    lines = ["| predictor | RMSE [m] | seeds | of the mean map's |", "|---|---|---|---|"]
-    for name, values in figures.items():
-        mean = statistics.mean(values)
-        seeds = " ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {name} | {mean:.3f} | {seeds} | {mean / reference:.2f} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from benchmarks import (
     distill_any_depth,
     left_and_right,
     measure,
+    on_rooms,
     snippet_faults,
 )
 from dataloaders import AUDIO_FORMATS, create_dataset
@@ -125,7 +126,7 @@ def test_both_students_of_few_labels_take_equally_many_steps():
 
 
 def test_the_table_holds_mean_seeds_and_share():
-    table = audio_student.table({"mean depth map": [0.8], "student": [0.3, 0.4, 0.5]})
+    table = on_rooms.table({"mean depth map": [0.8], "student": [0.3, 0.4, 0.5]})
     assert table.splitlines()[-1] == "| student | 0.400 | 0.300 0.400 0.500 | 0.500 |"
 
 
@@ -245,8 +246,29 @@ def test_inference_is_measured_also_where_onnx_runtime_is_not_installed(run_cli,
     assert out.count("| not installed |") == 8, "of two networks, in float32 and in 8 bits, at two batches"
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["ratio"] == found["ratios"]["1"]["best"] > 0 and found["ratios"]["32"][bench_inference.PLAIN] > 0
-    code, _, errors = run_cli(bench_inference.main, *flags, "--attention_levels", 5)
-    assert code == 2 and "--attention_levels" in errors
+    assert set(found["front_end_ms"]) == {"spectrogram"}, "a network that does not hear has no format of its own"
+
+
+def test_flags_that_do_not_fit_the_network_are_refused_before_anything_is_measured(run_cli, tmp_path):
+    for flags, named in (
+        (("--model", "rgb_depth", "--attention_levels", 5), "--attention_levels has no effect on rgb_depth"),
+        (("--model", "rgb_depth", "--audio_format", "mel"), "--audio_format has no effect on rgb_depth"),
+        (("--model", "depth_anything", "--base_channels", 4), "--base_channels has no effect on depth_anything"),
+        (("--checkpoint", tmp_path / "x.pth", "--base_channels", 4), "--base_channels has no effect beside"),
+        (("--base_channels", 4, "--image_size", 100), "--image_size 100: binaural_attention takes multiples"),
+    ):
+        code, out, errors = run_cli(bench_inference.main, *flags)
+        assert code == 2 and named in errors and not out, (flags, errors)
+    for script in (bench_training, activation_memory):
+        code, out, errors = run_cli(script.main, "--model", "rgb_depth", "--image_size", 100)
+        assert code == 2 and "--image_size 100: rgb_depth takes multiples of 16" in errors and not out
+
+
+def test_what_a_network_hears_is_what_is_timed():
+    args = bench_inference.create_parser().parse_args(["--image_size", "32", "--rounds", "1", "--audio_format", "mel"])
+    _, model = bench_inference.open_model(args)
+    assert set(bench_inference.front_ends(args, args.audio_format, "cpu")) == {"spectrogram", "mel"}
+    assert bench_inference.audio_format_of(model) == "spectrogram", "of as many channels"
 
 
 def test_a_network_in_onnx_runtime_answers_as_in_pytorch(tmp_path):
