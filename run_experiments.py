@@ -129,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(commands))
         print(f"{len(commands)} trainings, {args.jobs} at a time; what is done is not done again", file=sys.stderr)
         return
-    for folder in filter(None, (args.output_dir / "logs", args.scores_dir)):  # not after the first training
+    report = args.output_dir / "reports" / (args.report or args.suite)
+    for folder in filter(None, (args.output_dir / "logs", args.scores_dir, report)):  # not after the first training
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -148,12 +149,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not records:
         raise TrainingError("there is nothing to report: " + "; ".join(sorted(set(failed.values()))))
     scores = examination.scores(records)
-    folder = args.output_dir / "reports" / (args.report or args.suite)
-    rooms = examination.draw_rooms(scores, folder / "rooms.png")
+    rooms = examination.draw_rooms(scores, report / "rooms.png")
     repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]
     missing = "not there" if args.report_only else "failed"
     for path in write_report(
-        folder, suite, scores, list(records.values()), command=repeated, commands=commands, failed=failed, rooms=rooms,
+        report, suite, scores, list(records.values()), command=repeated, commands=commands, failed=failed, rooms=rooms,
         warnings=examination.warnings(scores), missing=missing,
     ):  # fmt: skip
         print(f"report: {path}", flush=True)

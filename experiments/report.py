@@ -20,7 +20,7 @@ from experiments.records import METRICS, Record
 from experiments.scores import Scores, change, shared
 from experiments.statistics import Interval, change_interval, gap_closed_interval, mean_interval
 from experiments.suites import Suite
-from training.files import write_whole
+from training.files import write_whole, writing
 from training.machine import cpu_name
 from training.version import commit
 
@@ -127,7 +127,8 @@ def write_report(
         warnings: of the trainings.
         missing: what is said of that which has no scores.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     means = [record.mean_map for record in records if record.mean_map is not None]
     reference = min(means, default=None)  # the mean of the most labels is the best one
     pictures = {"bars.png": draw_bars(suite, scores, reference), "curves.png": draw_curves(scores)}
@@ -170,7 +171,7 @@ def write_report(
     page += ["<details><summary>What was run</summary><pre>", html.escape("\n".join(commands)), "</pre></details>"]
     files = {**pictures, "report.md": "\n".join(text).encode(), "report.html": (_HEAD + "\n".join(page)).encode()}
     for name, content in files.items():
-        with write_whole(folder / name) as file:
+        with writing(folder / name), write_whole(folder / name) as file:
             file.write(content)
     return [folder / "report.md", folder / "report.html"]
 
