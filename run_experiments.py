@@ -31,9 +31,9 @@ from dataloaders.base import DepthDataset
 from dataloaders.simulated import DEFAULT_SIMULATION
 from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
-from experiments.runs import Laboratory, Run, with_teachers
+from experiments.runs import Run, Runner, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
-from experiments.testing import Examination
+from experiments.testing import Evaluator
 from simulation.rooms import KINDS
 from training import options
 from training.files import writing
@@ -117,13 +117,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         setting = replace(setting, other_data=other_data, more_pairs=setting.more_pairs or f"{pairs}")
     suite = choose_rows(SUITES[args.suite](setting), args.only)
     data = ("--dataset", args.dataset, "--dataset_dir", f"{args.dataset_dir}")
-    laboratory = Laboratory(args.output_dir, data, preset.size, args.jobs, gpus=tuple(args.gpu_ids or ()))
+    runner = Runner(args.output_dir, data, preset.size, args.jobs, gpus=tuple(args.gpu_ids or ()))
     if not args.report_only:
         simulate_further_rooms(further, with_teachers(suite.rows), planned=args.dry_run)
     commands = [
-        f"python {shlex.join(laboratory.command(run, seed))}"
-        for run in with_teachers(suite.rows)
-        for seed in args.seeds
+        f"python {shlex.join(runner.command(run, seed))}" for run in with_teachers(suite.rows) for seed in args.seeds
     ]
     if args.dry_run:
         print("\n".join(commands))
@@ -135,26 +133,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-    examination = Examination(laboratory, suite, args.seeds, args.scores_dir)
+    evaluator = Evaluator(runner, suite, args.seeds, args.scores_dir)
     try:
-        known = examination.known()
+        known = evaluator.known()
         if args.report_only:
-            failed = laboratory.find_untrained(suite.rows, args.seeds, known)
+            failed = runner.find_untrained(suite.rows, args.seeds, known)
         else:  # each is tested when it is trained: whoever is stopped has the scores of what is done
-            failed = laboratory.train_all(suite.rows, args.seeds, known, then=examination.examine)
-        records = examination.test_all(failed, known)
+            failed = runner.train_all(suite.rows, args.seeds, known, then=evaluator.evaluate)
+        records = evaluator.test_all(failed, known)
     except KeyboardInterrupt as stopped:
         print("run_experiments.py: interrupted; the same command goes on where each training was", file=sys.stderr)
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
     if not records:
         raise TrainingError("there is nothing to report: " + "; ".join(sorted(set(failed.values()))))
-    scores = examination.scores(records)
-    rooms = examination.draw_rooms(scores, report / "rooms.png")
+    scores = evaluator.scores(records)
+    rooms = evaluator.draw_rooms(scores, report / "rooms.png")
     repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]
     missing = "not there" if args.report_only else "failed"
     for path in write_report(
         report, suite, scores, list(records.values()), command=repeated, commands=commands, failed=failed, rooms=rooms,
-        warnings=examination.warnings(scores), missing=missing,
+        warnings=evaluator.warnings(scores), missing=missing,
     ):  # fmt: skip
         print(f"report: {path}", flush=True)
     if failed:

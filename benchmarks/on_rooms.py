@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from errors import OptionError, TrainingError
-from experiments.runs import Laboratory, Run, with_teachers
+from experiments.runs import Run, Runner, with_teachers
 from training import files, options
 
 Metrics = dict[str, Any]
@@ -67,21 +67,21 @@ def train_and_score(
         raise OptionError(f"--only {row!r}: the rows are {', '.join(rows)}")
     wanted = with_teachers([run for row, run in rows.items() if not args.only or row in args.only])
     data = ("--dataset", "simulated", "--dataset_dir", f"{args.dataset_dir.resolve()}")
-    laboratory = Laboratory(args.output_dir.resolve(), data, tuple(shared), args.jobs)
+    runner = Runner(args.output_dir.resolve(), data, tuple(shared), args.jobs)
     if args.dry_run:
         for run in wanted:
             for seed in args.seeds:
-                print("python", shlex.join(laboratory.command(run, seed)))
+                print("python", shlex.join(runner.command(run, seed)))
         return None
-    failed = laboratory.train_all(wanted, args.seeds)
+    failed = runner.train_all(wanted, args.seeds)
     if failed:
         raise TrainingError("; ".join(f"{row}, seed {seed}: {why}" for (row, seed), why in failed.items()))
     rows = {row: run for row, run in rows.items() if run in wanted}
-    files = [f"{laboratory.best(run, seed)}" for run in rows.values() for seed in args.seeds]
-    report = laboratory.output_dir / "results" / f"{name}_{args.split}.json"
+    files = [f"{runner.best(run, seed)}" for run in rows.values() for seed in args.seeds]
+    report = runner.output_dir / "results" / f"{name}_{args.split}.json"
     command = ["evaluate.py", "--split", args.split, "--num_workers", "0", "--json", f"{report}"]
-    command += [*data, "--output_dir", f"{laboratory.output_dir}", "--checkpoint", *files]
-    ended = laboratory.call(command)
+    command += [*data, "--output_dir", f"{runner.output_dir}", "--checkpoint", *files]
+    ended = runner.call(command)
     if ended.returncode:
         raise TrainingError(f"python {shlex.join(command)}: {ended.stderr.strip()}")
     scored: dict[str, Any] = json.loads(report.read_text())

@@ -58,8 +58,8 @@ class Run:
 
 
 @dataclass
-class Laboratory:
-    """Where and how runs are made.
+class Runner:
+    """Trains the runs of an experiment, and keeps where all of theirs is.
 
     Attributes:
         output_dir: holds ``checkpoints``, ``results`` and ``logs`` of all runs, ``cache``, the prepared samples that

@@ -33,7 +33,7 @@ def settings_of(command: Sequence[str]) -> Settings:
     Raises:
         OptionError: flags that the script refuses.
     """
-    return telling(plain_arguments(parse(command)))
+    return identifying(plain_arguments(parse(command)))
 
 
 def parse(command: Sequence[str]) -> argparse.Namespace:
@@ -54,18 +54,18 @@ def parse(command: Sequence[str]) -> argparse.Namespace:
 def settings_in(checkpoints: Path) -> Settings | None:
     """Return the settings that a training wrote into its folder of checkpoints, or None where it did not."""
     with suppress(OSError, ValueError, KeyError):
-        return telling(json.loads((checkpoints / "args.json").read_text(encoding="utf-8")))
+        return identifying(json.loads((checkpoints / "args.json").read_text(encoding="utf-8")))
     return None
 
 
-def telling(arguments: dict[str, Any]) -> Settings:
+def identifying(arguments: dict[str, Any]) -> Settings:
     """Return of a training's arguments those that tell it from another, without the folders of a machine."""
     output_dir = Path(arguments["output_dir"])
 
     def plain(value: Any) -> Any:
         if isinstance(value, list):
             return [plain(item) for item in value]
-        return place(value, output_dir) if isinstance(value, str) else value
+        return portable(value, output_dir) if isinstance(value, str) else value
 
     return {flag: plain(value) for flag, value in arguments.items() if flag not in INCIDENTAL}
 
@@ -79,7 +79,7 @@ def differences(before: Settings, now: Settings) -> str:
     return ", ".join(f"--{flag} was {before[flag]}, is {now[flag]}" for flag in known if before[flag] != now[flag])
 
 
-def place(word: str, output_dir: Path) -> str:
+def portable(word: str, output_dir: Path) -> str:
     """Return a path as its name, or as its place in ``output_dir``: the same on every machine; any other word as is."""
     path = Path(word)
     if not path.is_absolute():
@@ -88,5 +88,5 @@ def place(word: str, output_dir: Path) -> str:
 
 
 def without_folders(command: Sequence[str], output_dir: Path) -> str:
-    """Return a command as a line that is the same on every machine (see :func:`place`)."""
-    return shlex.join(place(word, output_dir) for word in command)
+    """Return a command as a line that is the same on every machine (see :func:`portable`)."""
+    return shlex.join(portable(word, output_dir) for word in command)

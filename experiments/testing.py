@@ -13,7 +13,7 @@ from dataloaders import DEFAULT_MAX_DEPTHS, create_dataset
 from errors import CheckpointError, DataError
 from experiments.records import Record, load, read_depths, read_results, save, shortened
 from experiments.report import versions
-from experiments.runs import Laboratory, Run, last_line
+from experiments.runs import Run, Runner, last_line
 from experiments.scores import Scores, gather_scores
 from experiments.settings import parse, without_folders
 from experiments.suites import Suite
@@ -24,17 +24,17 @@ Records = dict[tuple[str, int], Record]  # by the name of a row, and a seed
 
 
 @dataclass
-class Examination:
-    """Tests what is trained, and keeps what came out.
+class Evaluator:
+    """Tests what is trained, and keeps its records.
 
     Attributes:
-        laboratory: where it was trained.
+        runner: where it was trained.
         suite: its rows.
         seeds: of each.
         kept: folder of the records, which may have been made elsewhere; None keeps none.
     """
 
-    laboratory: Laboratory
+    runner: Runner
     suite: Suite
     seeds: Sequence[int]
     kept: Path | None = None
@@ -51,7 +51,7 @@ class Examination:
         for run, seed in itertools.product(self.suite.rows, self.seeds):
             file = self.record(run, seed)
             if file.is_file():
-                record = load(file, self.command(run, seed), self.laboratory.settings(run, seed))
+                record = load(file, self.command(run, seed), self.runner.settings(run, seed))
                 if not self.is_of_this_test(dict(record.tested)):
                     raise DataError(f"{file} is of a test on other data; give another --scores_dir")
                 found[run.name, seed] = record
@@ -62,7 +62,7 @@ class Examination:
         """Names of the samples on which all rows are tested, and the mean measured depth in metres of some of them."""
         asked = dict(zip(self.suite.evaluate[::2], self.suite.evaluate[1::2], strict=True))
         any_row = replace(self.suite.rows[0], data=None)  # which is tested on the data of the others
-        trained = parse(self.laboratory.command(any_row, 0))
+        trained = parse(self.runner.command(any_row, 0))
         elsewhere = "--dataset" in asked
         name = asked.get("--dataset", trained.dataset)
         capped = trained.max_depth or DEFAULT_MAX_DEPTHS[trained.dataset]
@@ -93,8 +93,8 @@ class Examination:
         """Test what has not failed and is not known; return all records. A test that fails is added to ``failed``."""
         done, records = {*failed, *known}, dict(known)
         wanted = [(run, seed) for run in self.suite.rows for seed in self.seeds if (run.name, seed) not in done]
-        with self.laboratory.pool() as pool:
-            tests = [pool.submit(self.examine, run, seed) for run, seed in wanted]
+        with self.runner.pool() as pool:
+            tests = [pool.submit(self.evaluate, run, seed) for run, seed in wanted]
             for (run, seed), test in zip(wanted, tests, strict=True):
                 found = test.result()
                 if isinstance(found, Record):
@@ -103,14 +103,14 @@ class Examination:
                     failed[run.name, seed] = found
         return records
 
-    def examine(self, run: Run, seed: int) -> Record | str:
+    def evaluate(self, run: Run, seed: int) -> Record | str:
         """Test what is trained, unless it is tested, and keep the record; return it, or why the test failed."""
         if why := self.test(run, seed):
             return why
-        what = self.command(run, seed), self.laboratory.trained_settings(run, seed)
-        minutes = self.laboratory.minutes(run, seed)
+        what = self.command(run, seed), self.runner.trained_settings(run, seed)
+        minutes = self.runner.minutes(run, seed)
         try:
-            made_by = self.made_by | {"commit": self.laboratory.commit(run, seed) or self.made_by["commit"]}
+            made_by = self.made_by | {"commit": self.runner.commit(run, seed) or self.made_by["commit"]}
             record = read_results(*self.files(run, seed), run.epochs, *what, minutes, made_by)
         except (DataError, CheckpointError) as error:
             return f"{error}"
@@ -138,17 +138,19 @@ class Examination:
         Returns:
             The picture and its caption; or None, and why there is none.
         """
-        lab, rows = self.laboratory, [(run, scores[run.name].seeds[0]) for run in self.suite.rows if run.name in scores]
-        here = [row for row in rows if lab.epochs_done(*row) >= row[0].epochs and not lab.not_of_this_command(*row)]
+        runner, rows = self.runner, [(run, scores[run.name].seeds[0]) for run in self.suite.rows if run.name in scores]
+        here = [
+            row for row in rows if runner.epochs_done(*row) >= row[0].epochs and not runner.not_of_this_command(*row)
+        ]
         if not here:
-            return None, f"No picture of the test samples: no row's network is in {lab.output_dir}."
+            return None, f"No picture of the test samples: no row's network is in {runner.output_dir}."
         path.parent.mkdir(parents=True, exist_ok=True)
-        files = [f"{lab.best(*row)}" for row in here]
+        files = [f"{runner.best(*row)}" for row in here]
         data = next(filter(None, (self.data(run) for run, _ in here)), ())
-        ended = lab.call([*self.evaluate(*files), *data, "--cases", f"{path}"])
+        ended = runner.call([*self.evaluation_command(*files), *data, "--cases", f"{path}"])
         if ended.returncode:
             return None, f"No picture of the test samples: {last_line(ended.stderr)}"
-        others = f" The networks of the other rows are not in {lab.output_dir}." if len(here) < len(rows) else ""
+        others = f" The networks of the other rows are not in {runner.output_dir}." if len(here) < len(rows) else ""
         names = "; ".join(run.name for run, _ in here)
         order = "its best and its worst" if len(here) == 1 else "from the easiest to the hardest for the first of these"
         return path, f"The same test samples as predicted by {names}: {order}.{others}"
@@ -161,46 +163,53 @@ class Examination:
         kinds: dict[tuple[str, str], str] = {}
         for run in self.suite.rows:
             for seed in scores[run.name].seeds if run.name in scores else ():
-                for warning in self.laboratory.warnings(run, seed):
+                for warning in self.runner.warnings(run, seed):
                     kinds.setdefault((run.name, re.sub(r"\d+", "", warning)), f"{run.name}: {warning}")
         return list(kinds.values())
 
     def test(self, run: Run, seed: int) -> str | None:
         """Test the best epoch of a run, unless it is tested; return why that failed, if it did."""
-        best, (figures, images) = self.laboratory.best(run, seed), self.files(run, seed)
+        best, (figures, images) = self.runner.best(run, seed), self.files(run, seed)
         if not best.is_file():
             return f"its test failed: {best} is not there"
         done = all(file.is_file() and file.stat().st_mtime >= best.stat().st_mtime for file in (figures, images))
         if done and self.is_of_this_test(read_depths(images)):
             return None
-        command = [*self.evaluate(f"{best}"), *self.data(run), "--json", f"{figures}", "--per_image", f"{images}"]
-        ended = self.laboratory.call(command)
+        command = [
+            *self.evaluation_command(f"{best}"),
+            *self.data(run),
+            "--json",
+            f"{figures}",
+            "--per_image",
+            f"{images}",
+        ]
+        ended = self.runner.call(command)
         return None if ended.returncode == 0 else f"its test failed: {last_line(ended.stderr)}"
 
-    def evaluate(self, *files: str) -> list[str]:
+    def evaluation_command(self, *files: str) -> list[str]:
         """Return the command that evaluates checkpoints as the suite asks."""
         command = ["evaluate.py", "--checkpoint", *files, "--num_workers", "0"]
-        return [*command, "--output_dir", f"{self.laboratory.output_dir}", *self.suite.evaluate]
+        return [*command, "--output_dir", f"{self.runner.output_dir}", *self.suite.evaluate]
 
     def data(self, run: Run) -> tuple[str, ...]:
         """Return the flags of the data that a run is tested on where these are not its own: all rows share a test."""
-        return self.laboratory.data if run.data and not self.suite.evaluate else ()
+        return self.runner.data if run.data and not self.suite.evaluate else ()
 
     def files(self, run: Run, seed: int) -> tuple[Path, Path]:
         """Return the files of a run's figures and of each image's."""
-        folder, name = self.laboratory.results(run, seed), f"test{self.elsewhere}"
+        folder, name = self.runner.results(run, seed), f"test{self.elsewhere}"
         return folder / f"{name}.json", folder / f"{name}_images.csv"
 
     @property
     def elsewhere(self) -> str:
         """What tells the files of this suite's tests from those of another suite that has the same trainings."""
-        words = without_folders(self.suite.evaluate, self.laboratory.output_dir).lower()
+        words = without_folders(self.suite.evaluate, self.runner.output_dir).lower()
         return "".join(f"_{word}" for word in re.findall(r"[a-z0-9.]+", words))
 
     def command(self, run: Run, seed: int) -> str:
         """Return what trains a run, and the flags of its test: what its record is of."""
         flags = (*self.suite.evaluate, *self.data(run))
-        return without_folders([*self.laboratory.command(run, seed), *flags], self.laboratory.output_dir)
+        return without_folders([*self.runner.command(run, seed), *flags], self.runner.output_dir)
 
     def record(self, run: Run, seed: int) -> Path:
         """Return the file of a record."""

@@ -26,11 +26,11 @@ from errors import DataError
 from experiments.charts import draw_bars, draw_curves
 from experiments.records import read_depths, read_results
 from experiments.report import findings, table
-from experiments.runs import Laboratory, Run, with_teachers
+from experiments.runs import Run, Runner, with_teachers
 from experiments.scores import Scores, change
 from experiments.settings import differences, settings_in, settings_of, without_folders
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
-from experiments.testing import Examination
+from experiments.testing import Evaluator
 from training.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ SETTING = Setting(PRESETS["cpu"], 93, ("--dataset", "simulated", "--dataset_dir"
 @pytest.mark.parametrize("name", SUITES)
 def test_every_command_of_every_suite_parses_and_every_control_is_a_row(name, preset, tmp_path):
     suite = SUITES[name](Setting(PRESETS[preset], 93, SETTING.other_data, "pairs", "Hall"))
-    laboratory = Laboratory(tmp_path, ("--dataset", "simulated"), PRESETS[preset].size)
+    runner = Runner(tmp_path, ("--dataset", "simulated"), PRESETS[preset].size)
     names = [row.name for row in suite.rows]
     assert len(set(names)) == len(names)
     assert set(suite.control) | set(suite.control.values()) <= set(names)
@@ -55,7 +55,7 @@ def test_every_command_of_every_suite_parses_and_every_control_is_a_row(name, pr
             of = dict(itertools.pairwise(suite.rows[names.index(row)].command))
             assert of["--label_fraction"] == f"{share:g}", "it is drawn where its labels are"
     for run in with_teachers(suite.rows):
-        script, *flags = laboratory.command(run, 0)
+        script, *flags = runner.command(run, 0)
         module = importlib.import_module(script.removesuffix(".py"))
         args = module.create_parser().parse_args(flags)
         if hasattr(module, "check_options"):
@@ -124,9 +124,9 @@ def test_a_failure_stops_whom_it_would_have_taught_and_nobody_else(tmp_path, mon
         trained.append(run.name)
         return "exit code 2: it said so" if run is blind else None
 
-    monkeypatch.setattr(Laboratory, "train", train)
+    monkeypatch.setattr(Runner, "train", train)
     said = []
-    failed = Laboratory(tmp_path, (), jobs=2, say=said.append).train_all(rows, [0])
+    failed = Runner(tmp_path, (), jobs=2, say=said.append).train_all(rows, [0])
     assert set(failed) == {("blind", 0), ("of blind", 0)}
     assert "its teacher, blind, failed" in failed["of blind", 0]
     assert sorted(trained) == ["blind", "c", "eye", "of eye"]
@@ -141,22 +141,22 @@ def test_each_is_handed_on_as_soon_as_it_is_trained(tmp_path, monkeypatch):
         events.append(f"train {run.name}")
         return "exit code 2: it said so" if run.name == "b" else None
 
-    monkeypatch.setattr(Laboratory, "train", train)
+    monkeypatch.setattr(Runner, "train", train)
     rows = [Run("a", ("s.py",), 1, teacher=Run("eye", ("t.py",), 1)), Run("b", ("b.py",), 1), Run("c", ("c.py",), 1)]
-    laboratory = Laboratory(tmp_path, (), say=lambda _: None)
-    laboratory.train_all(rows, [0], known={("c", 0)}, then=lambda run, seed: events.append(f"test {run.name}"))
+    runner = Runner(tmp_path, (), say=lambda _: None)
+    runner.train_all(rows, [0], known={("c", 0)}, then=lambda run, seed: events.append(f"test {run.name}"))
     assert events == ["train eye", "train a", "test a", "train b"]
     events.clear()
     taught = [rows[0].teacher, rows[0]]
-    laboratory.train_all(taught, [0], known={("eye", 0)}, then=lambda run, seed: events.append(f"test {run.name}"))
+    runner.train_all(taught, [0], known={("eye", 0)}, then=lambda run, seed: events.append(f"test {run.name}"))
     assert events == ["train eye", "train a", "test a"], "the record of a teacher that is trained anew stays"
 
 
 def test_a_test_that_fails_is_said_when_it_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(Laboratory, "train", lambda self, run, seed: None)
+    monkeypatch.setattr(Runner, "train", lambda self, run, seed: None)
     said, teacher = [], Run("teacher", ("t.py",), 1)
     rows = [teacher, Run("student", ("s.py",), 1, teacher=teacher)]
-    failed = Laboratory(tmp_path, (), say=said.append).train_all(rows, [0], then=lambda run, seed: "its test failed")
+    failed = Runner(tmp_path, (), say=said.append).train_all(rows, [0], then=lambda run, seed: "its test failed")
     assert failed == {} and said[0] == "[1/2] teacher, seed 0: trained, but its test failed"
     assert len(said) == 2, "whom it teaches is trained all the same"
 
@@ -167,15 +167,15 @@ def test_trainings_share_the_gpus_out_among_them(tmp_path, monkeypatch, visible,
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    laboratory = Laboratory(tmp_path, (), jobs=2, gpus=(2, 5))
+    runner = Runner(tmp_path, (), jobs=2, gpus=(2, 5))
     tell = ["-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
-    assert {laboratory.call(tell).stdout.strip() for _ in range(2)} == expected
-    assert laboratory.call(tell).stdout.strip() in expected, "each is given back"
+    assert {runner.call(tell).stdout.strip() for _ in range(2)} == expected
+    assert runner.call(tell).stdout.strip() in expected, "each is given back"
 
 
 def test_a_failed_script_is_reported_by_its_last_line(tmp_path):
     run = Run("nonsense", ("train_rgb_depth.py", "--dataset", "simulated", "--max_depth", "-1"), 1)
-    reason = Laboratory(tmp_path, ()).train(run, 0)
+    reason = Runner(tmp_path, ()).train(run, 0)
     assert reason is not None and reason.startswith("exit code 2") and "--max_depth" in reason
 
 
@@ -298,10 +298,10 @@ def test_a_suite_from_nothing_to_a_report(smoke, rooms, capsys):
 
 
 def test_minutes_of_a_start_whose_end_nobody_wrote_down_are_not_known(tmp_path):
-    laboratory = Laboratory(tmp_path, ())
+    runner = Runner(tmp_path, ())
     run = Run("one", ("train.py",), 2)
-    assert math.isnan(laboratory.minutes(run, 0))
-    laboratory.times.parent.mkdir()
+    assert math.isnan(runner.minutes(run, 0))
+    runner.times.parent.mkdir()
     for lines, minutes in (
         ("one_seed0,60.0\n", 1.0),  # of a version that wrote down the ends alone
         ("one_seed0,begun\none_seed0,60.0\none_seed1,begun\n", 1.0),
@@ -310,8 +310,8 @@ def test_minutes_of_a_start_whose_end_nobody_wrote_down_are_not_known(tmp_path):
         ("one_seed0,60.0\none_seed0,begun\none_seed0,begun\none_seed0,30.0\n", math.nan),
         ("one_seed0,begun\none_seed0,60.0\none_seed0,begun\n", math.nan),
     ):
-        laboratory.times.write_text(lines)
-        assert laboratory.minutes(run, 0) == pytest.approx(minutes, nan_ok=True)
+        runner.times.write_text(lines)
+        assert runner.minutes(run, 0) == pytest.approx(minutes, nan_ok=True)
 
 
 def test_a_legend_has_room_for_all_rows():
@@ -330,24 +330,24 @@ def test_scores_on_nyu_are_known_again(tmp_path):
     frames = write_nyu_b(tmp_path / "nyu", size=(480, 640), rows={"train": 20, "test": 2})
     data = ("--dataset", "nyu", "--dataset_dir", f"{frames}")
     run = Run("RGB", ("train_rgb_depth.py", "--base_channels", "4"), 1)
-    laboratory = Laboratory(tmp_path / "runs", data, ("--image_size", "32", "--batch_size", "8", "--num_workers", "0"))
-    examination = Examination(laboratory, Suite("?", [run]), [0], tmp_path)
-    assert laboratory.train_all([run], [0], then=examination.examine) == {}
-    assert set(examination.known()) == {("RGB", 0)}
+    runner = Runner(tmp_path / "runs", data, ("--image_size", "32", "--batch_size", "8", "--num_workers", "0"))
+    evaluator = Evaluator(runner, Suite("?", [run]), [0], tmp_path)
+    assert runner.train_all([run], [0], then=evaluator.evaluate) == {}
+    assert set(evaluator.known()) == {("RGB", 0)}
 
 
 def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms):
     run = SUITES["smoke"](Setting(SMOKE, 3)).rows[0]
     data = ("--dataset", "simulated", "--dataset_dir", f"{rooms}")
-    assert Laboratory(smoke, data, SMOKE.size).train(run, 0) is None, "it is there"
+    assert Runner(smoke, data, SMOKE.size).train(run, 0) is None, "it is there"
     moved = smoke.rename(tmp_path / "moved")
     try:
-        assert Laboratory(moved, data, SMOKE.size).train(run, 0) is None, "the folder's name is no part of it"
-        elsewhere = Laboratory(moved, (*data[:-1], "other_rooms"), SMOKE.size).train(run, 0)
+        assert Runner(moved, data, SMOKE.size).train(run, 0) is None, "the folder's name is no part of it"
+        elsewhere = Runner(moved, (*data[:-1], "other_rooms"), SMOKE.size).train(run, 0)
         assert elsewhere is not None and "another command" in elsewhere and "--output_dir" in elsewhere
         taught = SUITES["smoke"](Setting(SMOKE, 3)).rows[1]
-        assert Laboratory(moved, data, SMOKE.size).find_untrained([run, taught], [0]) == {}
-        found = Laboratory(moved, (*data[:-1], "other_rooms"), SMOKE.size).find_untrained([run, taught], [0])
+        assert Runner(moved, data, SMOKE.size).find_untrained([run, taught], [0]) == {}
+        found = Runner(moved, (*data[:-1], "other_rooms"), SMOKE.size).find_untrained([run, taught], [0])
         assert set(found) == {(run.name, 0), (taught.name, 0)}, "nor reported as if it were"
         assert all("another command" in why for why in found.values())
     finally:
@@ -355,17 +355,17 @@ def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms
 
 
 def test_what_was_trained_under_other_defaults_is_not_taken_for_it(smoke, rooms):
-    laboratory = Laboratory(smoke, ("--dataset", "simulated", "--dataset_dir", f"{rooms}"), SMOKE.size)
+    runner = Runner(smoke, ("--dataset", "simulated", "--dataset_dir", f"{rooms}"), SMOKE.size)
     for run in with_teachers(SUITES["smoke"](Setting(SMOKE, 3)).rows):
-        trained, today = laboratory.trained_settings(run, 0), laboratory.settings(run, 0)
+        trained, today = runner.trained_settings(run, 0), runner.settings(run, 0)
         assert len(trained) == len(today) == 1 + bool(run.teacher)
         assert [differences(*pair) for pair in zip(trained, today, strict=True)] == [""] * len(today)
     eye, taught = with_teachers(SUITES["smoke"](Setting(SMOKE, 3)).rows)[1:]
-    file = laboratory.best(eye, 0).with_name("args.json")
+    file = runner.best(eye, 0).with_name("args.json")
     kept = file.read_text()
     try:
         file.write_text(json.dumps(json.loads(kept) | {"task_loss": "berhu"}))
-        why = laboratory.train(taught, 0)
+        why = runner.train(taught, 0)
         assert why is not None and "other defaults (--task_loss was berhu, is l1)" in why and "--output_dir" in why
     finally:
         file.write_text(kept)
@@ -424,8 +424,8 @@ def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
 
 
 def test_a_test_on_other_data_is_not_taken_for_that_of_another_suite(tmp_path):
-    laboratory = Laboratory(tmp_path, ("--dataset", "simulated", "--dataset_dir", "/data/rooms"))
-    here = Examination(laboratory, SUITES["budget"](SETTING), [0], tmp_path / "scores")
+    runner = Runner(tmp_path, ("--dataset", "simulated", "--dataset_dir", "/data/rooms"))
+    here = Evaluator(runner, SUITES["budget"](SETTING), [0], tmp_path / "scores")
     other_test = ("--dataset", "batvisionv1", "--dataset_dir", "/data/V1")
     there = dataclasses.replace(here, suite=SUITES["transfer"](dataclasses.replace(SETTING, other_location=None,
                                                                                    other_test=other_test)))  # fmt: skip
@@ -436,29 +436,27 @@ def test_a_test_on_other_data_is_not_taken_for_that_of_another_suite(tmp_path):
 
 
 def test_an_eye_of_other_rooms_is_tested_where_all_are(tmp_path):
-    laboratory = Laboratory(tmp_path, ("--dataset", "simulated", "--dataset_dir", "/data/rooms"))
-    examination = Examination(laboratory, SUITES["labels"](SETTING), [0])
-    flags = {row.name: examination.data(row) for row in examination.suite.rows}
+    runner = Runner(tmp_path, ("--dataset", "simulated", "--dataset_dir", "/data/rooms"))
+    evaluator = Evaluator(runner, SUITES["labels"](SETTING), [0])
+    flags = {row.name: evaluator.data(row) for row in evaluator.suite.rows}
     eyes = {"RGB, other rooms, 36 epochs", "fusion, other rooms, 36 epochs"}
     assert {name for name, given in flags.items() if given} == eyes
-    assert all(flags[name] == laboratory.data for name in eyes)
+    assert all(flags[name] == runner.data for name in eyes)
 
 
 def test_teachers_of_other_rooms_alone_are_tested_where_all_are(tmp_path, rooms):
-    laboratory = Laboratory(tmp_path, ("--dataset", "simulated", "--dataset_dir", f"{rooms}"))
+    runner = Runner(tmp_path, ("--dataset", "simulated", "--dataset_dir", f"{rooms}"))
     suite = run_experiments.choose_rows(SUITES["labels"](SETTING), ["other rooms, 36"])
-    names, _ = Examination(laboratory, suite, [0]).tested
+    names, _ = Evaluator(runner, suite, [0]).tested
     assert {row.data for row in suite.rows} == {SETTING.other_data}
     assert names == create_dataset("simulated", rooms, "test", 32, modalities={"depth"}).ids
 
 
 def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path):
-    laboratory = Laboratory(tmp_path, ("--dataset", "simulated"))
+    runner = Runner(tmp_path, ("--dataset", "simulated"))
     taught = [row for row in SUITES["labels"](SETTING).rows if row.asks_once]
     folders = {
-        seed: {
-            command[command.index("--cache_teacher") + 1] for command in (laboratory.command(r, seed) for r in taught)
-        }
+        seed: {command[command.index("--cache_teacher") + 1] for command in (runner.command(r, seed) for r in taught)}
         for seed in (0, 1)
     }
     assert len(taught) == 2 and folders == {
@@ -625,16 +623,16 @@ def test_scores_of_other_data_under_the_same_names_are_refused_and_tests_of_them
     code, _, errors = run_cli(run_experiments.main, *common, other, "--scores_dir", kept)
     assert code == 2 and "is of a test on other data" in errors
     suite, data = SUITES["smoke"](Setting(SMOKE, 3)), ("--dataset", "simulated", "--dataset_dir", f"{rooms}")
-    examination = Examination(Laboratory(runs, data, SMOKE.size), suite, [0])
-    _, images = examination.files(suite.rows[0], 0)
+    evaluator = Evaluator(Runner(runs, data, SMOKE.size), suite, [0])
+    _, images = evaluator.files(suite.rows[0], 0)
     before = images.read_text()
-    assert examination.test(suite.rows[0], 0) is None and images.read_text() == before
+    assert evaluator.test(suite.rows[0], 0) is None and images.read_text() == before
     images.write_text(before.replace(before.splitlines()[1].split(",")[1], "9.5"))
-    assert read_depths(images)[examination.tested[0][0]] == 9.5
-    assert examination.test(suite.rows[0], 0) is None
-    assert examination.is_of_this_test(read_depths(images)), "it was tested anew"
-    examination.laboratory.best(suite.rows[0], 0).unlink()
-    assert "is not there" in examination.test(suite.rows[0], 0)
+    assert read_depths(images)[evaluator.tested[0][0]] == 9.5
+    assert evaluator.test(suite.rows[0], 0) is None
+    assert evaluator.is_of_this_test(read_depths(images)), "it was tested anew"
+    evaluator.runner.best(suite.rows[0], 0).unlink()
+    assert "is not there" in evaluator.test(suite.rows[0], 0)
 
 
 def test_a_training_whose_validation_has_no_measured_depth_has_no_curve(smoke, tmp_path):
