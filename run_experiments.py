@@ -38,7 +38,7 @@ from simulation.rooms import KINDS
 from training import options
 from training.files import writing
 
-AUDIO_ONLY = ("tune", "budget")  # suites that no picture is needed for
+NEEDED = {"audio", "depth"}  # without pictures the rows that learn from them fail at their start, the others do not
 # Rooms beside the simulated ones: what their folder's name ends in, how many times as many, and how far on their seed.
 # A teacher has all labels of the first, nobody has one of the second.
 FURTHER_ROOMS = (("Other", 1, 1), ("Pairs", 3, 2))
@@ -191,9 +191,8 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
         DataError: a data set is not there, lacks what the rows need, or holds too little without the location that is
             held out.
     """
-    needed = {"audio", "depth"} if args.suite in AUDIO_ONLY else {"audio", "depth", "rgb"}
 
-    def split_of(folder: Path, split: str = "train", has: Collection[str] = needed, **choice: Any) -> DepthDataset:
+    def split_of(folder: Path, split: str = "train", has: Collection[str] = NEEDED, **choice: Any) -> DepthDataset:
         return create_dataset(args.dataset, folder, split, 32, modalities=has, **choice)
 
     unwritten = args.dry_run and args.dataset == "simulated" and not args.dataset_dir.exists()
@@ -204,7 +203,7 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
         pairs_there, locations = len(train), train.known_locations()
     batch = int(preset.size[preset.size.index("--batch_size") + 1])
     other, pairs = args.other_dataset_dir, args.pairs_dataset_dir
-    for flag, folder, has in (("other", other, needed), ("pairs", pairs, {"audio", "rgb"})):
+    for flag, folder, has in (("other", other, {*NEEDED, "rgb"}), ("pairs", pairs, {"audio", "rgb"})):
         if folder and not folder.is_dir():  # simulated rooms would be simulated there
             raise OptionError(f"--{flag}_dataset_dir {folder} is no folder")
         if folder:
@@ -217,7 +216,7 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
             for split in () if unwritten else SPLITS:  # were one of them empty, all trainings would be in vain
                 split_of(args.dataset_dir, split, {"depth"}, holdout_location=location)
         else:
-            create_dataset(test[1], test[3], "test", 32, modalities=needed)
+            create_dataset(test[1], test[3], "test", 32, modalities=NEEDED)
     data = ("--dataset", args.dataset, "--dataset_dir", f"{other.resolve()}") if other else None
     more = f"{pairs.resolve()}" if pairs else None
     return Setting(preset, max(1, pairs_there // batch), data, more, location, test)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_data import write_nyu_b
+from make_data import write_batvision_v1, write_nyu_b
 from PIL import Image
 
 import run_experiments
@@ -576,6 +576,16 @@ def test_data_that_no_row_can_learn_from_is_refused_before_the_first_training(tm
             errors,
         )
     assert not (tmp_path / "other").exists() and not (tmp_path / "pairs").exists()
+
+
+def test_data_without_pictures_are_taken_for_the_rows_that_need_none(tmp_path, rooms, run_cli):
+    write_batvision_v1(tmp_path / "V1", camera=False)
+    common = ("--seeds", 0, "--output_dir", tmp_path / "r", "--dry_run")
+    v1 = ("--dataset", "batvisionv1", "--dataset_dir", tmp_path / "V1")
+    to_v1 = ("--dataset_dir", rooms, "--transfer_to", "batvisionv1", "--transfer_dir", tmp_path / "V1")
+    for suite, flags in (("ladder", v1), ("transfer", to_v1)):
+        code, out, errors = run_cli(run_experiments.main, suite, *flags, *common)
+        assert code == 0 and "train_binaural_attention.py" in out, errors
 
 
 def test_a_dry_run_of_rooms_that_are_not_simulated_yet_simulates_none(tmp_path, run_cli):
