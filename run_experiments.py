@@ -31,7 +31,7 @@ from dataloaders.base import DepthDataset
 from dataloaders.simulated import DEFAULT_SIMULATION
 from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
-from experiments.runs import Run, Runner, with_teachers
+from experiments.runs import Run, Runner, data_flags, with_teachers
 from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Evaluator
 from simulation.rooms import KINDS
@@ -113,11 +113,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     further = plan_further_rooms(args)
     if further:
         (other, _), (pairs, _) = further
-        other_data = setting.other_data or ("--dataset", args.dataset, "--dataset_dir", f"{other}")
+        other_data = setting.other_data or data_flags(args.dataset, other)
         setting = replace(setting, other_data=other_data, more_pairs=setting.more_pairs or f"{pairs}")
     suite = choose_rows(SUITES[args.suite](setting), args.only)
-    data = ("--dataset", args.dataset, "--dataset_dir", f"{args.dataset_dir}")
-    runner = Runner(args.output_dir, data, preset.size, args.jobs, gpus=tuple(args.gpu_ids or ()))
+    runner = Runner(
+        args.output_dir,
+        data_flags(args.dataset, args.dataset_dir),
+        preset.size,
+        args.jobs,
+        gpus=tuple(args.gpu_ids or ()),
+    )
     if not args.report_only:
         simulate_further_rooms(further, with_teachers(suite.rows), planned=args.dry_run)
     commands = [
@@ -216,10 +221,15 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
             for split in () if unwritten else SPLITS:  # were one of them empty, all trainings would be in vain
                 split_of(args.dataset_dir, split, {"depth"}, holdout_location=location)
         else:
-            create_dataset(test[1], test[3], "test", 32, modalities=NEEDED)
-    data = ("--dataset", args.dataset, "--dataset_dir", f"{other.resolve()}") if other else None
-    more = f"{pairs.resolve()}" if pairs else None
-    return Setting(preset, max(1, pairs_there // batch), data, more, location, test)
+            create_dataset(*test, "test", 32, modalities=NEEDED)
+    return Setting(
+        preset,
+        steps=max(1, pairs_there // batch),
+        other_data=data_flags(args.dataset, other) if other else None,
+        more_pairs=f"{pairs.resolve()}" if pairs else None,
+        other_location=location,
+        other_test=data_flags(*test) if test else None,
+    )
 
 
 def plan_further_rooms(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:
@@ -257,10 +267,9 @@ def simulate_further_rooms(further: Sequence[tuple[Path, list[str]]], runs: Sequ
         if f"{folder}" not in named:
             continue
         print(f"python {shlex.join(command)}", flush=True)
-        if (
-            not planned
-            and subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode
-        ):
+        if planned:
+            continue
+        if subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode:
             raise DataError(f"further rooms could not be simulated in {folder} (see above); move away what is there")
 
 
@@ -278,8 +287,8 @@ def last_location(args: argparse.Namespace, locations: Sequence[str], unwritten:
     return max(tested)
 
 
-def other_test(args: argparse.Namespace) -> tuple[str, ...] | None:
-    """Return the flags of the data set to test a transfer on, or None where locations are held out instead."""
+def other_test(args: argparse.Namespace) -> tuple[str, Path] | None:
+    """Return name and folder of the data set to test a transfer on, or None where locations are held out instead."""
     if args.holdout_location:
         return None
     name = args.transfer_to
@@ -287,7 +296,7 @@ def other_test(args: argparse.Namespace) -> tuple[str, ...] | None:
         name = "batvisionv1"
     if name is None:
         return None
-    return ("--dataset", name, "--dataset_dir", f"{Path(args.transfer_dir or DEFAULT_DIRS[name]).resolve()}")
+    return name, Path(args.transfer_dir or DEFAULT_DIRS[name])
 
 
 def choose_rows(suite: Suite, only: Sequence[str] | None) -> Suite:

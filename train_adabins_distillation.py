@@ -261,9 +261,8 @@ def check_phases(args: argparse.Namespace) -> None:
         where = "in the phase finetune of --phase all" if args.phase == "all" else f"in --phase {args.phase}"
         raise OptionError(f"--lambda_task 0 leaves nothing to learn {where}")
     heard = ("attention_levels", "compress_input", "audio_format", "augment_scale", "resample")
-    for flag in heard if args.phase == "teacher" else ():
-        if getattr(args, flag) != create_parser().get_default(flag):
-            raise OptionError(f"--{flag} has no effect in --phase teacher, in which nobody listens")
+    if args.phase == "teacher":
+        options.refuse_idle(args, create_parser(), dict.fromkeys(heard, "in --phase teacher, in which nobody listens"))
     if args.phase == "teacher" and args.export_student:
         raise OptionError("--export_student: --phase teacher trains no student")
     if args.phase in ("teacher", "finetune") and args.teacher_checkpoint:

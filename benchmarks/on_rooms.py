@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from errors import OptionError, TrainingError
-from experiments.runs import Run, Runner, with_teachers
+from experiments.runs import Run, Runner, data_flags, with_teachers
 from training import files, options
 
 Metrics = dict[str, Any]
@@ -66,7 +66,7 @@ def train_and_score(
     for row in set(args.only or ()) - set(rows):
         raise OptionError(f"--only {row!r}: the rows are {', '.join(rows)}")
     wanted = with_teachers([run for row, run in rows.items() if not args.only or row in args.only])
-    data = ("--dataset", "simulated", "--dataset_dir", f"{args.dataset_dir.resolve()}")
+    data = data_flags("simulated", args.dataset_dir)
     runner = Runner(args.output_dir.resolve(), data, tuple(shared), args.jobs)
     if args.dry_run:
         for run in wanted:

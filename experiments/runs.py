@@ -332,6 +332,11 @@ class Runner:
         return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
 
 
+def data_flags(name: str, folder: Path) -> tuple[str, ...]:
+    """Return the flags under which a script of this toolkit reads a data set."""
+    return "--dataset", name, "--dataset_dir", f"{folder.resolve()}"
+
+
 def visible_gpu(number: int) -> str:
     """Return what CUDA calls the GPU of that number among those that this process may see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import norm, t
@@ -19,13 +20,13 @@ class Interval:
     high: float
 
 
-def resample(errors: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
+def resample(errors: np.ndarray, draws: int = DRAWS) -> np.ndarray:
     """Draw the mean error of a way to train, again and again, with other seeds and other images.
 
     A bootstrap of both (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8): images are
     drawn with replacement, the same ones for all seeds, since all are tested on the same ones; and so are seeds. How
-    far a draw of seeds lies from the mean of all moves the mean over the images drawn. Two tables drawn with equally
-    seeded ``rng`` are drawn alike, so that their difference is paired.
+    far a draw of seeds lies from the mean of all moves the mean over the images drawn. Tables of one shape are drawn
+    alike, so that their difference is paired.
 
     Draws of few seeds vary too little: of three, a plain 95 % interval over seeds alone holds the truth in 3 of 4
     cases. So they are taken :func:`widening` times as far from their mean. Of one seed nothing is known about others:
@@ -33,18 +34,24 @@ def resample(errors: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -
 
     Args:
         errors: [S, N], of N images under S seeds.
-        rng: decides the draws.
         draws: how many.
 
     Returns:
         The means, [draws].
     """
     seeds, images = errors.shape
-    chosen = rng.integers(seeds, size=(draws, seeds))
-    times = rng.multinomial(images, np.full(images, 1 / images), size=draws)  # [draws, N]
+    chosen, times = _draw(seeds, images, draws)
     of_seeds = errors.mean(axis=1)  # [S]
     deviation = of_seeds[chosen].mean(axis=1) - of_seeds.mean()  # [draws]
     return times @ errors.mean(axis=0) / images + widening(seeds) * deviation
+
+
+@lru_cache(maxsize=4)
+def _draw(seeds: int, images: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the seeds of each draw [draws, S], and how often it has each image [draws, N]: once for a whole report."""
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(seeds, size=(draws, seeds))
+    return chosen, rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(float)
 
 
 def widening(seeds: int) -> float:
@@ -60,7 +67,7 @@ def widening(seeds: int) -> float:
 
 def mean_interval(errors: np.ndarray, draws: int = DRAWS) -> Interval:
     """Return the mean of errors [S, N] and its 95 % interval."""
-    return _interval(float(errors.mean()), resample(errors, np.random.default_rng(0), draws))
+    return _interval(float(errors.mean()), resample(errors, draws))
 
 
 def change_interval(errors: np.ndarray, control: np.ndarray, draws: int = DRAWS) -> Interval:
@@ -73,7 +80,7 @@ def change_interval(errors: np.ndarray, control: np.ndarray, draws: int = DRAWS)
     """
     if errors.shape != control.shape:
         raise ValueError(f"errors {errors.shape} and control {control.shape} are not pairs")
-    ours, theirs = (resample(table, np.random.default_rng(0), draws) for table in (errors, control))
+    ours, theirs = (resample(table, draws) for table in (errors, control))
     return _interval(float(errors.mean() / control.mean() - 1), ours / theirs - 1)
 
 
@@ -96,7 +103,7 @@ def gap_closed_interval(start: np.ndarray, reached: np.ndarray, end: np.ndarray,
     """
     if not start.shape == reached.shape == end.shape:
         raise ValueError(f"errors {start.shape}, {reached.shape} and {end.shape} do not belong together")
-    a, b, c = (resample(table, np.random.default_rng(0), draws) for table in (start, reached, end))
+    a, b, c = (resample(table, draws) for table in (start, reached, end))
     gap = float(start.mean() - end.mean())
     if _interval(gap, a - c).low <= 0:
         return None

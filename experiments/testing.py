@@ -175,15 +175,8 @@ class Evaluator:
         done = all(file.is_file() and file.stat().st_mtime >= best.stat().st_mtime for file in (figures, images))
         if done and self.is_of_this_test(read_depths(images)):
             return None
-        command = [
-            *self.evaluation_command(f"{best}"),
-            *self.data(run),
-            "--json",
-            f"{figures}",
-            "--per_image",
-            f"{images}",
-        ]
-        ended = self.runner.call(command)
+        outputs = ("--json", f"{figures}", "--per_image", f"{images}")
+        ended = self.runner.call([*self.evaluation_command(f"{best}"), *self.data(run), *outputs])
         return None if ended.returncode == 0 else f"its test failed: {last_line(ended.stderr)}"
 
     def evaluation_command(self, *files: str) -> list[str]:

@@ -407,9 +407,6 @@ def load_pretrained(model: AdaBinsRGBNet, weights: dict[str, Tensor], source: st
     try:
         load_strictly(target, weights, Path(source))
     except CheckpointError as error:
-        wanted, found = (
-            list(state[FIRST_WEIGHT].shape) if FIRST_WEIGHT in state else None
-            for state in (target.state_dict(), weights)
-        )
-        hint = f"; give --base_channels {found[0]}" if wanted and found and found[0] != wanted[0] else ""
+        widths = [len(state[FIRST_WEIGHT]) for state in (weights, target.state_dict()) if FIRST_WEIGHT in state]
+        hint = f"; give --base_channels {widths[0]}" if len(set(widths)) > 1 else ""
         raise CheckpointError(f"--use_pretrained_rgb {error}{hint}") from error
