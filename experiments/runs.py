@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -291,45 +291,47 @@ class Runner:
 
         One that was never begun, since all shall end, has the exit code of one that was told to.
         """
+        arguments = [sys.executable, *command]
+        with self._environment() as environment:
+            with self._lock:
+                if self._stopped:
+                    return subprocess.CompletedProcess(arguments, 128 + signal.SIGTERM, "", "")
+                process = subprocess.Popen(
+                    arguments,
+                    cwd=REPOSITORY,
+                    env=environment,
+                    start_new_session=True,
+                    stdout=log or subprocess.PIPE,
+                    stderr=subprocess.STDOUT if log else subprocess.PIPE,
+                    text=True,
+                )
+                self._running.add(process)
+            try:
+                out, errors = process.communicate()
+            except KeyboardInterrupt:  # of the main thread; those of a pool hear nothing
+                self.stop()
+                process.communicate()
+                raise
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+
+    @contextmanager
+    def _environment(self) -> Iterator[dict[str, str]]:
+        """Around a script that runs: its environment, with its share of the cores and, if GPUs are shared, one."""
         environment = os.environ | {
             "OMP_NUM_THREADS": f"{max(1, count_cores() // self.jobs)}",
             PARENT: f"{os.getpid()}",
         }
-        gpu = self._free_gpus.get() if self.gpus else None
-        if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)
+        if not self.gpus:
+            yield environment
+            return
+        gpu = self._free_gpus.get()
         try:
-            return self._call([sys.executable, *command], environment, log)
+            yield environment | {"CUDA_VISIBLE_DEVICES": visible_gpu(gpu)}
         finally:
-            if gpu is not None:
-                self._free_gpus.put(gpu)
-
-    def _call(
-        self, arguments: list[str], environment: Mapping[str, str], log: TextIO | None
-    ) -> subprocess.CompletedProcess[str]:
-        with self._lock:
-            if self._stopped:
-                return subprocess.CompletedProcess(arguments, 128 + signal.SIGTERM, "", "")
-            process = subprocess.Popen(
-                arguments,
-                cwd=REPOSITORY,
-                env=environment,
-                start_new_session=True,
-                stdout=log or subprocess.PIPE,
-                stderr=subprocess.STDOUT if log else subprocess.PIPE,
-                text=True,
-            )
-            self._running.add(process)
-        try:
-            out, errors = process.communicate()
-        except KeyboardInterrupt:  # of the main thread; those of a pool hear nothing
-            self.stop()
-            process.communicate()
-            raise
-        finally:
-            with self._lock:
-                self._running.discard(process)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+            self._free_gpus.put(gpu)
 
 
 def data_flags(name: str, folder: Path) -> tuple[str, ...]:
