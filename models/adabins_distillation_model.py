@@ -248,16 +248,18 @@ class AdaBinsNet(DepthModel):
         encoded = self.encoder(x)
         widths = self.bins(encoded[-1])  # [B, N]
         edges = self.bins.edges(widths)  # [B, N + 1]
-        centres = bin_centres(edges)[:, :, None, None]  # [B, N, 1, 1]
+        centres = bin_centres(edges)  # [B, N]
         decoded, choice, correction = self.decoder(encoded)
-        base = (choice.softmax(dim=1) * centres).sum(dim=1, keepdim=True)  # [B, 1, H, W]
+        # A pixel's bins side by side, as in channels_last: over the channels of maps it takes twice the time on a CPU.
+        chosen = choice.permute(0, 2, 3, 1).softmax(dim=3)  # [B, H, W, N]
+        base = (chosen * centres[:, None, None]).sum(dim=3)[:, None]  # [B, 1, H, W]
         residual = self.config["residual_limit"] * (self.bins.max_depth - self.bins.min_depth) * correction
         depth = keep_between(base + residual, self.bins.min_depth, self.bins.max_depth)
         if not return_features:
             return depth
         features = name_levels(encoded, decoded) | {"choice": choice, "base": base, "residual": residual}
-        bins = {"widths": widths[:, :, None, None], "edges": edges[:, :, None, None], "centres": centres}
-        return depth, features | bins
+        bins = {"widths": widths, "edges": edges, "centres": centres}
+        return depth, features | {name: values[:, :, None, None] for name, values in bins.items()}
 
 
 class AdaBinsAudioNet(AdaBinsNet):
