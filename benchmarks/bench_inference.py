@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = measure.parse(create_parser(), argv)
     keep_freed_memory()
     device = measure.device()
-    name, model = open_model(args)
+    name, model, heard = open_model(args)
     networks = {REFERENCE: create_model("unet_baseline", image_size=args.image_size), name: model}
     how = ways(args.compile, device)
     rows: list[dict[str, object]] = []
@@ -100,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = measure.take_turns(variants, args.rounds, device, calls)
             rows += [row_of(network, way, images, seconds) for network in networks for way in how]
             ratios[f"{images}"] = ratios_of(name, how, seconds)
-    heard = args.audio_format or audio_format_of(model)
     sounds = {key: 1000 * statistics.median(times) for key, times in front_ends(args, heard, device).items()}
     for audio_format, milliseconds in sounds.items():
         print(f"{audio_format} of one recording: {milliseconds:.1f} ms")
@@ -109,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\nbatch {batch}: {name} takes {found['best']:.2f} of the time of {REFERENCE}, each in its fastest way")
 
 
-def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
-    """Return the network to be measured, and what the table calls it.
+def open_model(args: argparse.Namespace) -> tuple[str, DepthModel, str | None]:
+    """Return what the table calls the network to be measured, it itself, and the format of what it hears, if it does.
 
     Raises:
         OptionError: flags that do not fit it.
@@ -119,9 +118,11 @@ def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
     if args.checkpoint:
         for flag in given:
             raise OptionError(f"--{flag} has no effect beside --checkpoint, whose network has its own")
-        model, _ = load_model(args.checkpoint)
+        model, checkpoint = load_model(args.checkpoint)
         model.check_image_size(args.image_size)
-        return model.name, model
+        if checkpoint is None or "audio" not in model.inputs:
+            return model.name, model, audio_format_of(model)
+        return model.name, model, checkpoint["preprocessing"]["audio_format"]
     name = args.model or "binaural_attention"
     sized, hears = name != "depth_anything", "audio" in MODELS[name].inputs
     has = {"base_channels": sized, "attention_levels": name == "binaural_attention", "audio_format": hears}
@@ -139,7 +140,8 @@ def open_model(args: argparse.Namespace) -> tuple[str, DepthModel]:
         config |= hearing
     model = create_model(name, **config)
     model.check_image_size(args.image_size)
-    return f"{name} {config['base_channels']}" if sized else name, model
+    heard = args.audio_format or ("spectrogram" if hears else None)
+    return f"{name} {config['base_channels']}" if sized else name, model, heard
 
 
 def ways(compiled: bool, device: str) -> list[str]:
@@ -150,7 +152,7 @@ def ways(compiled: bool, device: str) -> list[str]:
 
 
 def audio_format_of(model: DepthModel) -> str | None:
-    """Return what a network hears by the number of its channels; None where it does not hear."""
+    """Return what a network that nobody describes hears, by the number of its channels; None where it does not."""
     if "audio" not in model.inputs:
         return None
     return "interaural" if model.input_channels("audio") > EARS else "spectrogram"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from make_networks import write_network
 
 from benchmarks import (
     activation_memory,
@@ -264,11 +265,14 @@ def test_flags_that_do_not_fit_the_network_are_refused_before_anything_is_measur
         assert code == 2 and "--image_size 100: rgb_depth takes multiples of 16" in errors and not out
 
 
-def test_what_a_network_hears_is_what_is_timed():
-    args = bench_inference.create_parser().parse_args(["--image_size", "32", "--rounds", "1", "--audio_format", "mel"])
-    _, model = bench_inference.open_model(args)
-    assert set(bench_inference.front_ends(args, args.audio_format, "cpu")) == {"spectrogram", "mel"}
-    assert bench_inference.audio_format_of(model) == "spectrogram", "of as many channels"
+def test_what_a_network_hears_is_what_is_timed(tmp_path):
+    path = tmp_path / "best_model.pth"
+    write_network(path, "binaural_attention", {"image_size": 32, "audio_samples": 3000, "audio_format": "mel"})
+    for flags in (("--audio_format", "mel"), ("--checkpoint", f"{path}")):
+        args = bench_inference.create_parser().parse_args(["--image_size", "32", "--rounds", "1", *flags])
+        _, model, heard = bench_inference.open_model(args)
+        assert set(bench_inference.front_ends(args, heard, "cpu")) == {"spectrogram", "mel"}
+        assert bench_inference.audio_format_of(model) == "spectrogram", "of as many channels"
 
 
 def test_a_network_in_onnx_runtime_answers_as_in_pytorch(tmp_path):
