@@ -45,6 +45,7 @@ from training.metrics import (
     scored_samples,
     scoring_on,
 )
+from training.mirrored import Mirrored
 from training.session import depth_columns, sample_columns
 from training.visualization import save_grid
 
@@ -58,7 +59,7 @@ class Candidate:
 
     label: str
     checkpoint: dict[str, Any]
-    model: DepthModel
+    model: DepthModel | Mirrored
     data: dict[str, Any]
     loader: DataLoader
     table: MetricTable
@@ -97,6 +98,7 @@ def create_parser() -> argparse.ArgumentParser:
         help="loader processes, at most one for each core",
     )
     group = parser.add_argument_group("scoring (docs/EVALUATION.md)")
+    options.add_mirror_option(group)
     group.add_argument(
         "--protocol",
         choices=PROTOCOLS,
@@ -160,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     held = f", {first.data['holdout_location']} held out" if first.data["holdout_location"] else ""
     where = f"{first.data['name']} {args.split}{held}, up to {first.data['max_depth']:g} m"
     how = ("" if scoring.protocol == "metric" else f", {scoring.protocol}") + ", Eigen crop" * scoring.eigen_crop
+    how += ", mirrored too" * args.mirror
     tables = {mask: {name: row[mask] for name, row in rows.items()} for mask in masks}
     same = [mask for mask in masks if all(row.items() <= rows[name].items() for name, row in tables[mask].items())]
     titles = " and ".join(MASK_TITLES[mask] for mask in (main_mask, *same))
@@ -190,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "data": {key: str(value) if isinstance(value, Path) else value for key, value in first.data.items()},
             "split": args.split,
             "scoring": describe(scoring),
+            "mirror": args.mirror,
         }
         write_json(report, args.json)
         print(f"figures: {args.json}")
@@ -248,7 +252,8 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
         loader = create_loader(dataset, args.batch_size, shuffle=False, num_workers=args.num_workers)
         bins = DEPTH_BINS if args.depth_bins and not candidates else None  # the first one's are reported
         table = MetricTable(bins, scoring)
-        candidates.append(Candidate(label, checkpoint, model, data, loader, table))
+        asked = Mirrored(model) if args.mirror else model
+        candidates.append(Candidate(label, checkpoint, asked, data, loader, table))
     return candidates
 
 

@@ -27,6 +27,7 @@ from training.checkpoint import load_model, preprocessing_of, require_entries
 from training.checkpoint_schema import check_values
 from training.engine import create_fabric
 from training.files import write_whole
+from training.mirrored import Mirrored
 from training.task import Batch
 from training.visualization import Column, save_grid
 
@@ -77,6 +78,7 @@ def create_parser() -> argparse.ArgumentParser:
         "--size", type=options.positive_int, nargs=2, metavar=("H", "W"), help="of the maps (default: the network's)"
     )
     group.add_argument("--overwrite", action="store_true", help="replace what an earlier prediction wrote")
+    options.add_mirror_option(group)
     options.add_one_device_options(parser, exact=True)
     return parser
 
@@ -93,12 +95,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_outputs(jobs, args.output, overwrite=args.overwrite)
     fabric = create_fabric(args)
     fabric.to_device(model.to(memory_format=torch.channels_last))
+    asked = Mirrored(model) if args.mirror else model
 
     failed = 0
     for job in tqdm(jobs, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty(), leave=False):
         try:
             batch = read_bare(job.files, preprocessing, resample=args.resample)
-            answer = loop.predict(fabric, model, fabric.to_device(batch)).cpu()  # [1, 1, S, S]
+            answer = loop.predict(fabric, asked, fabric.to_device(batch)).cpu()  # [1, 1, S, S]
             if args.size:
                 answer = torch.nn.functional.interpolate(answer, args.size, mode="bilinear", align_corners=False)
             write_map(job, args.output, batch, answer[0], preprocessing)

@@ -15,7 +15,7 @@ FLOORS = [
     {"training.loop", "training.tasks"},
     {"training.task", "training.checkpoint", "training.run_log", "training.visualization", "training.options",
      "training.engine", "training.experiment", "training.baselines", "training.micro_batches",
-     "training.teacher_cache", "training.model_card", "training.checkpoint_schema"},
+     "training.teacher_cache", "training.model_card", "training.checkpoint_schema", "training.mirrored"},
     {"models", "dataloaders", "simulation", "utils_distillation_loss", "training.depth_losses", "training.metrics",
      "training.alignment"},
     {"training.mapped_rows"},

@@ -76,6 +76,14 @@ def test_checkpoints_are_compared_on_the_same_samples(trained, rooms, tmp_path, 
     assert (tmp_path / "both.png").is_file()
 
 
+def test_the_mirror_image_is_asked_about_too(trained, tmp_path, run_cli):
+    plain, _ = report_of(run_cli, tmp_path, "--checkpoint", trained)
+    twice, out = report_of(run_cli, tmp_path, "--checkpoint", trained, "--mirror")
+    assert (plain["mirror"], twice["mirror"]) == (False, True) and "mirrored too" in out
+    assert twice["rmse"] != plain["rmse"]
+    assert twice["baselines"] == plain["baselines"], "what looks at nothing says what it said"
+
+
 def test_batch_size_changes_no_figure(trained, tmp_path, run_cli):
     one, _ = report_of(run_cli, tmp_path, "--checkpoint", trained, "--precision", "32", "--batch_size", 1)
     five, _ = report_of(run_cli, tmp_path, "--checkpoint", trained, "--precision", "32", "--batch_size", 5)

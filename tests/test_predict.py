@@ -18,6 +18,7 @@ from models import MODELS, create_model
 from models.base import normalize_imagenet
 from training import loop, options
 from training.checkpoint import save_model
+from training.mirrored import Mirrored
 
 SIZE = 32
 NETWORKS = {"binaural_attention": "ears", "rgb_depth": "eyes", "multimodal_fusion": "both", "relative_eye": "relative"}
@@ -67,17 +68,18 @@ def refused(run_cli, *flags):
 # ----------------------------------------------------------------------------------------------------------- what it is
 
 
+@pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("key", sorted(NETWORKS.values()))
-def test_it_is_the_prediction_of_an_evaluation(rooms, networks, tmp_path, run_cli, key):
+def test_it_is_the_prediction_of_an_evaluation(rooms, networks, tmp_path, run_cli, key, mirror):
     checkpoint, model = networks[key]
     dataset = create_dataset("simulated", rooms, "test", image_size=SIZE)
     sample, files = dataset[0], dataset.rows[0].files
-    flags = [x for name in model.inputs for x in (f"--{name}", files[name][0])]
+    flags = [x for name in model.inputs for x in (f"--{name}", files[name][0])] + ["--mirror"] * mirror
     code, _, errors = run_cli(predict.main, "--checkpoint", checkpoint, *flags, "--output", tmp_path, "--precision", 32)
     assert (code, errors) == (0, "")
     fabric = Fabric(accelerator="cpu", devices=1)
     batch = {name: value[None] for name, value in sample.items() if isinstance(value, torch.Tensor)}
-    expected = loop.predict(fabric, model, batch)[0, 0].numpy()
+    expected = loop.predict(fabric, Mirrored(model) if mirror else model, batch)[0, 0].numpy()
     (array,) = tmp_path.glob("*.npy")
     depth = np.load(array)
     assert depth.dtype == np.float32
