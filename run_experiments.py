@@ -125,9 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if not args.report_only:
         simulate_further_rooms(further, with_teachers(suite.rows), planned=args.dry_run)
-    commands = [
-        f"python {shlex.join(runner.command(run, seed))}" for run in with_teachers(suite.rows) for seed in args.seeds
-    ]
+    trained = [run for run in with_teachers(suite.rows) if run.network is None]
+    commands = [f"python {shlex.join(runner.command(run, seed))}" for run in trained for seed in args.seeds]
     if args.dry_run:
         print("\n".join(commands))
         print(f"{len(commands)} trainings, {args.jobs} at a time; what is done is not done again", file=sys.stderr)

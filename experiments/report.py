@@ -131,7 +131,8 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
     means = [record.mean_map for record in records if record.mean_map is not None]
     reference = min(means, default=None)  # the mean of the most labels is the best one
-    pictures = {"bars.png": draw_bars(suite, scores, reference), "curves.png": draw_curves(scores)}
+    trained = {name: row for name, row in scores.items() if row.run.network is None}
+    pictures = {"bars.png": draw_bars(suite, scores, reference), "curves.png": draw_curves(trained)}
     if any(row in scores for points in suite.label_curves.values() for _, row in points):
         pictures["labels.png"] = draw_label_curves(suite, scores)
     drawn, caption = rooms

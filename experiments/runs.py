@@ -42,6 +42,8 @@ class Run:
         teacher: whose best model it is given.
         teacher_flag: the flag under which it is given that.
         asks_once: whether the teacher is asked before the training (``--cache_teacher``).
+        network: the run whose network it is, which is only tested in another way; None: it trains its own.
+        test: flags of its test, beside the suite's.
     """
 
     name: str
@@ -51,10 +53,18 @@ class Run:
     teacher: Run | None = None
     teacher_flag: str = "--teacher_checkpoint"
     asks_once: bool = False
+    network: Run | None = None
+    test: tuple[str, ...] = ()
 
     def folder(self, seed: int) -> str:
         """Return the name of the experiment under which one seed is kept."""
-        return "_".join([*re.findall(r"[a-z0-9.]+", self.name.lower()), f"seed{seed}"])
+        name = (self.network or self).name
+        return "_".join([*re.findall(r"[a-z0-9.]+", name.lower()), f"seed{seed}"])
+
+    @property
+    def after(self) -> Run | None:
+        """The run that has to be trained before: its network's, or its teacher."""
+        return self.network or self.teacher
 
 
 @dataclass
@@ -140,11 +150,11 @@ class Runner:
 
     def settings(self, run: Run, seed: int) -> list[Settings]:
         """Return the settings that a run has today, after those of its teacher."""
-        return [settings_of(self.command(needed, seed)) for needed in with_teachers([run])]
+        return [settings_of(self.command(needed, seed)) for needed in with_teachers([run.network or run])]
 
     def trained_settings(self, run: Run, seed: int) -> list[Settings]:
         """Return the settings under which a run was trained, after those of its teacher."""
-        return [settings_in(self.best(needed, seed).parent) or {} for needed in with_teachers([run])]
+        return [settings_in(self.best(needed, seed).parent) or {} for needed in with_teachers([run.network or run])]
 
     def find_untrained(
         self, runs: Sequence[Run], seeds: Sequence[int], known: Container[tuple[str, int]] = ()
@@ -187,8 +197,8 @@ class Runner:
         def train(run: Run, seed: int) -> None:
             if self._stopped:
                 return
-            if run.teacher and (run.teacher.name, seed) in failed:
-                reason: str | None = f"its teacher, {run.teacher.name}, failed"
+            if run.after and (run.after.name, seed) in failed:
+                reason: str | None = f"its {'network' if run.network else 'teacher'}, {run.after.name}, failed"
                 found: object = None
             else:
                 reason = self.train(run, seed)
@@ -205,7 +215,7 @@ class Runner:
         with self.pool() as pool:
             while waiting or running:
                 unfinished = {(run.name, seed) for run, seed in [*waiting, *running.values()]}
-                ready = [(r, s) for r, s in waiting if not r.teacher or (r.teacher.name, s) not in unfinished]
+                ready = [(r, s) for r, s in waiting if not r.after or (r.after.name, s) not in unfinished]
                 for job in ready[: self.jobs - len(running)]:
                     waiting.remove(job)
                     running[pool.submit(train, *job)] = job
@@ -351,10 +361,10 @@ def last_line(said: str) -> str:
 
 
 def with_teachers(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs and the teachers that they need, each once, a teacher before those whom it teaches."""
+    """Return the runs and all that has to be trained before, each once, a teacher before those whom it teaches."""
     ordered: list[Run] = []
     for run in runs:
-        for needed in [*with_teachers([run.teacher]), run] if run.teacher else [run]:
+        for needed in [*with_teachers([run.after]), run] if run.after else [run]:
             if needed not in ordered:
                 ordered.append(needed)
     return ordered

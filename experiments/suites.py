@@ -235,6 +235,11 @@ class Rows:
         return Run(self.name(what, fraction), command, self.epochs, teacher=teacher)
 
 
+def asked_twice(run: Run, name: str) -> Run:
+    """The network of a run, tested with the mean of its answers to each sample and to its mirror image."""
+    return replace(run, name=name, network=run, test=("--mirror",))
+
+
 def ladder(setting: Setting) -> Suite:
     """From sound alone to all that teaching has, beside the systems that it is compared with; all labels."""
     make = Rows(setting, setting.preset.epochs)
@@ -252,11 +257,16 @@ def ladder(setting: Setting) -> Suite:
     interaural_unet = make.interaural_unet()
     others = [unet, interaural_unet, make.baseline("base_residual")]
     fusion, rgb = make.baseline("multimodal_fusion"), make.teacher()
+    twice = asked_twice(control, make.name("student, mirrored test", 1.0))
+    unet_twice = asked_twice(unet, make.name("U-Net, mirrored test", 1.0))
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, bins_alone, bins, bins_alike, *others, fusion, rgb],
-        {row.name: control.name for row in (*students, bins_alone, bins_alike, *others)} | {bins.name: bins_alone.name},
+        [control, *students, bins_alone, bins, bins_alike, *others, fusion, rgb, twice, unet_twice],
+        {row.name: control.name for row in (*students, bins_alone, bins_alike, *others, twice)}
+        | {bins.name: bins_alone.name, unet_twice.name: unet.name},
         comparisons=[
+            (twice.name, unet.name),
+            (twice.name, unet_twice.name),
             *((student.name, unet.name) for student in (control, *students)),
             *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
             (interaural_unet.name, unet.name),
@@ -461,7 +471,9 @@ def smoke(setting: Setting) -> Suite:
     """Minutes on anything: does the machinery work?"""
     make = Rows(setting, setting.preset.epochs)
     control, taught = make.audio(0.5), make.taught("depth distillation", fraction=0.5)
-    return Suite("Smoke: nothing is learnt here", [control, taught, make.teacher(0.5)], {taught.name: control.name})
+    twice = asked_twice(taught, make.name("depth distillation, mirrored test", 0.5))
+    rows = [control, taught, make.teacher(0.5), twice]
+    return Suite("Smoke: nothing is learnt here", rows, {taught.name: control.name, twice.name: taught.name})
 
 
 SUITES: dict[str, Callable[[Setting], Suite]] = {

@@ -138,7 +138,7 @@ class Evaluator:
         Returns:
             The picture and its caption; or None, and why there is none.
         """
-        runner, rows = self.runner, [(run, scores[run.name].seeds[0]) for run in self.suite.rows if run.name in scores]
+        runner, rows = self.runner, [(run, scores[run.name].seeds[0]) for run in self.trained if run.name in scores]
         here = [
             row for row in rows if runner.epochs_done(*row) >= row[0].epochs and not runner.not_of_this_command(*row)
         ]
@@ -161,7 +161,7 @@ class Evaluator:
         Of lines of one row that differ by their numbers alone, the first.
         """
         kinds: dict[tuple[str, str], str] = {}
-        for run in self.suite.rows:
+        for run in self.trained:
             for seed in scores[run.name].seeds if run.name in scores else ():
                 for warning in self.runner.warnings(run, seed):
                     kinds.setdefault((run.name, re.sub(r"\d+", "", warning)), f"{run.name}: {warning}")
@@ -176,7 +176,7 @@ class Evaluator:
         if done and self.is_of_this_test(read_depths(images)):
             return None
         outputs = ("--json", f"{figures}", "--per_image", f"{images}")
-        ended = self.runner.call([*self.evaluation_command(f"{best}"), *self.data(run), *outputs])
+        ended = self.runner.call([*self.evaluation_command(f"{best}"), *run.test, *self.data(run), *outputs])
         return None if ended.returncode == 0 else f"its test failed: {last_line(ended.stderr)}"
 
     def evaluation_command(self, *files: str) -> list[str]:
@@ -190,21 +190,25 @@ class Evaluator:
 
     def files(self, run: Run, seed: int) -> tuple[Path, Path]:
         """Return the files of a run's figures and of each image's."""
-        folder, name = self.runner.results(run, seed), f"test{self.elsewhere}"
+        folder, name = self.runner.results(run, seed), f"test{self.otherwise(run)}"
         return folder / f"{name}.json", folder / f"{name}_images.csv"
 
     @property
-    def elsewhere(self) -> str:
-        """What tells the files of this suite's tests from those of another suite that has the same trainings."""
-        words = without_folders(self.suite.evaluate, self.runner.output_dir).lower()
+    def trained(self) -> list[Run]:
+        """The rows with a network of their own."""
+        return [run for run in self.suite.rows if run.network is None]
+
+    def otherwise(self, run: Run) -> str:
+        """Return what tells the files of a test from those of other tests of the same network."""
+        words = without_folders([*self.suite.evaluate, *run.test], self.runner.output_dir).lower()
         return "".join(f"_{word}" for word in re.findall(r"[a-z0-9.]+", words))
 
     def command(self, run: Run, seed: int) -> str:
         """Return what trains a run, and the flags of its test: what its record is of."""
-        flags = (*self.suite.evaluate, *self.data(run))
+        flags = (*self.suite.evaluate, *run.test, *self.data(run))
         return without_folders([*self.runner.command(run, seed), *flags], self.runner.output_dir)
 
     def record(self, run: Run, seed: int) -> Path:
         """Return the file of a record."""
         assert self.kept is not None
-        return self.kept / f"{run.folder(seed)}{self.elsewhere}.json"
+        return self.kept / f"{run.folder(seed)}{self.otherwise(run)}.json"

@@ -68,8 +68,9 @@ def test_runs_of_one_name_are_the_same_in_all_suites():
     known = {}
     for make in SUITES.values():
         for run in with_teachers(make(SETTING).rows):
-            folder = run.folder(0)
-            assert known.setdefault(folder, run) == run, f"{folder} means two things"
+            folder, its_own = run.folder(0), run.network or run
+            assert known.setdefault(folder, its_own) == its_own, f"{folder} means two things"
+            assert known.setdefault(run.name, run) == run, f"{run.name} means two things"
 
 
 def test_rows_that_hear_something_else_say_so():
@@ -109,6 +110,26 @@ def test_teachers_come_first_and_once():
     teacher = Run("eye", ("t.py",), 1)
     first, second = (Run(name, ("s.py",), 1, teacher=teacher) for name in ("a", "b"))
     assert with_teachers([first, second]) == [teacher, first, second]
+
+
+def test_a_network_is_trained_once_before_it_is_tested_in_two_ways(tmp_path, monkeypatch):
+    eye = Run("eye", ("t.py",), 1)
+    ear = Run("ear", ("s.py",), 1, teacher=eye)
+    twice = dataclasses.replace(ear, name="twice", network=ear, test=("--mirror",))
+    assert with_teachers([twice, ear]) == [eye, ear, twice]
+    assert twice.folder(0) == ear.folder(0)
+    monkeypatch.setattr(Runner, "train", lambda self, run, seed: "it said so" if run is ear else None)
+    runner = Runner(tmp_path, (), jobs=2, say=lambda text: None)
+    assert runner.train_all([twice, ear], [0]) == {("ear", 0): "it said so", ("twice", 0): "its network, ear, failed"}
+    tested = []
+    monkeypatch.setattr(Runner, "train", lambda self, run, seed: None)
+    runner.train_all([twice, ear], [0], known={("ear", 0): None}, then=lambda run, seed: tested.append(run.name))
+    assert tested == ["twice"], "the other is known"
+    evaluator = Evaluator(Runner(tmp_path, ("--dataset", "simulated")), SUITES["ladder"](SETTING), [0], tmp_path)
+    rows = [run for run in evaluator.suite.rows if run.network]
+    assert len(rows) == 2 and all(evaluator.command(run, 0).endswith(" --mirror") for run in rows)
+    assert all(evaluator.record(run, 0).name.endswith("_seed0_mirror.json") for run in rows)
+    assert {evaluator.record(run, 0) for run in rows}.isdisjoint(evaluator.record(run.network, 0) for run in rows)
 
 
 def test_a_failure_stops_whom_it_would_have_taught_and_nobody_else(tmp_path, monkeypatch):
@@ -231,7 +252,7 @@ def test_the_table_names_mean_interval_share_and_difference():
     errors = np.full((2, 5), 0.6)
     suite = SUITES["smoke"](Setting(SMOKE, 3))
     means = {"abs_rel": 0.1, "delta1": 0.9}
-    control, taught, _ = (Scores(row, [0, 1], TESTED, errors, means, [[1.0], [1.0]]) for row in suite.rows)
+    control, taught, *_ = (Scores(row, [0, 1], TESTED, errors, means, [[1.0], [1.0]]) for row in suite.rows)
     taught.errors = 0.8 * errors
     taught.minutes = [3.0, math.nan]
     asked = dataclasses.replace(
@@ -251,9 +272,9 @@ def test_the_table_names_mean_interval_share_and_difference():
     assert lines[3][-3:] == [control.run.name, "-20.0 %", "-20.0 to -20.0 %"], "against whom, and by how much"
     assert lines[0][7] == "minutes" and [line[7] for line in lines[2:4]] == ["", "3.0"]
     assert lines[4][1] == "failed" and len({len(line) for line in lines}) == 1
-    for reference, rows in ((0.0, 5), (None, 4)):  # of one pair that is tested on itself; of no labels
+    for reference, rows in ((0.0, 6), (None, 5)):  # of one pair that is tested on itself; of no labels
         lines = table(suite, {control.run.name: control, taught.run.name: taught}, reference)
-        assert len(lines) == rows and [line[4] for line in lines[-3:-1]] == ["", ""]
+        assert len(lines) == rows and [line[4] for line in lines[-4:-2]] == ["", ""]
         assert draw_bars(suite, {control.run.name: control}, reference).startswith(b"\x89PNG")
     assert change(Scores(taught.run, [7], TESTED, errors[:1], means, [[1.0]]), control) is None, "no seed in common"
     for other in ([*TESTED[:-1], ("f", 2.0)], [*TESTED[:-1], ("e", 2.1)]):
@@ -276,10 +297,17 @@ def test_a_suite_from_nothing_to_a_report(smoke, rooms, capsys):
     assert report.count("\n| audio alone") == 1 and report.count("| audio alone") == 2, "a row, and a control"
     assert "Intervals of one seed are over test images alone" in report
     assert "depth distillation" in report and "failed" not in report
+    once, twice = (
+        smoke / f"results/depth_distillation_50_labels_2_epochs_seed0/test{how}.json" for how in ("", "_mirror")
+    )
+    figures = [json.loads(file.read_text()) for file in (once, twice)]
+    assert [found["mirror"] for found in figures] == [False, True] and figures[0]["rmse"] != figures[1]["rmse"]
+    assert all(f"| {found['rmse']:.3f} |" in report for found in figures), "one network, two tests"
+    assert report.count("train_distillation.py") == 1
     assert f"python run_experiments.py smoke --dataset_dir {rooms}" in report
     page = (smoke / "reports/smoke/report.html").read_text()
     assert len(re.findall(r"data:image/png;base64,", page)) == 3, "bars, curves and rooms"
-    rows = [row.name for row in SUITES["smoke"](Setting(SMOKE, 3)).rows]
+    rows = [row.name for row in SUITES["smoke"](Setting(SMOKE, 3)).rows if row.network is None]
     assert f"as predicted by {'; '.join(rows)}: from the easiest to the hardest for the first" in report
     assert "The networks of the other rows" not in report and "warning" not in report
     logs = [smoke / "logs" / f"{row.folder(0)}.txt" for row in SUITES["smoke"](Setting(SMOKE, 3)).rows[:2]]
@@ -360,7 +388,7 @@ def test_what_was_trained_under_other_defaults_is_not_taken_for_it(smoke, rooms)
         trained, today = runner.trained_settings(run, 0), runner.settings(run, 0)
         assert len(trained) == len(today) == 1 + bool(run.teacher)
         assert [differences(*pair) for pair in zip(trained, today, strict=True)] == [""] * len(today)
-    eye, taught = with_teachers(SUITES["smoke"](Setting(SMOKE, 3)).rows)[1:]
+    _, eye, taught, _ = with_teachers(SUITES["smoke"](Setting(SMOKE, 3)).rows)
     file = runner.best(eye, 0).with_name("args.json")
     kept = file.read_text()
     try:
@@ -387,7 +415,7 @@ def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
     common = ("smoke", "--dataset_dir", rooms, "--seeds", 0, "--scores_dir", kept)
     code, _, err = run_cli(run_experiments.main, *common, "--output_dir", smoke, "--report_only")
     assert code == 0 and not err
-    assert len(list(kept.glob("*.json"))) == 3
+    assert len(list(kept.glob("*.json"))) == 4
     elsewhere = tmp_path / "elsewhere"
     code, out, _ = run_cli(run_experiments.main, *common, "--output_dir", elsewhere)
     assert code == 0 and "python train" not in out, "nothing is trained"
@@ -398,7 +426,7 @@ def test_a_suite_is_repeated_from_its_records(smoke, tmp_path, rooms, run_cli):
     assert rows[0] == rows[1]
 
     code, _, err = run_cli(run_experiments.main, *common, "--output_dir", tmp_path, "--seeds", 0, 1, "--report_only")
-    assert code == 2 and err.count("\n") == 1 and "3 of the trainings are not there" in err
+    assert code == 2 and err.count("\n") == 1 and "4 of the trainings are not there" in err
     report = (tmp_path / "reports/smoke/report.md").read_text()
     assert "seed 1: not there (0 of its 2 epochs are trained)" in report and "failed" not in report
     assert f"No picture of the test samples: no row's network is in {tmp_path}" in report
