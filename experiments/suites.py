@@ -257,16 +257,11 @@ def ladder(setting: Setting) -> Suite:
     interaural_unet = make.interaural_unet()
     others = [unet, interaural_unet, make.baseline("base_residual")]
     fusion, rgb = make.baseline("multimodal_fusion"), make.teacher()
-    twice = asked_twice(control, make.name("student, mirrored test", 1.0))
-    unet_twice = asked_twice(unet, make.name("U-Net, mirrored test", 1.0))
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
-        [control, *students, bins_alone, bins, bins_alike, *others, fusion, rgb, twice, unet_twice],
-        {row.name: control.name for row in (*students, bins_alone, bins_alike, *others, twice)}
-        | {bins.name: bins_alone.name, unet_twice.name: unet.name},
+        [control, *students, bins_alone, bins, bins_alike, *others, fusion, rgb],
+        {row.name: control.name for row in (*students, bins_alone, bins_alike, *others)} | {bins.name: bins_alone.name},
         comparisons=[
-            (twice.name, unet.name),
-            (twice.name, unet_twice.name),
             *((student.name, unet.name) for student in (control, *students)),
             *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
             (interaural_unet.name, unet.name),
@@ -467,11 +462,24 @@ def budget(setting: Setting) -> Suite:
     )
 
 
+def mirror(setting: Setting) -> Suite:
+    """The student alone and the U-Net, asked about each test sample, and about its mirror image too."""
+    make = Rows(setting, setting.preset.epochs)
+    once = [make.audio(), make.baseline("unet_baseline")]
+    twice = [asked_twice(run, f"{run.name}, mirrored too") for run in once]
+    return Suite(
+        "The mirror: what a second answer, to the mirror image, adds",
+        [*once, *twice],
+        {both.name: one.name for one, both in zip(once, twice, strict=True)},
+        comparisons=[(student.name, unet.name) for student, unet in (once, twice, (twice[0], once[1]))],
+    )
+
+
 def smoke(setting: Setting) -> Suite:
     """Minutes on anything: does the machinery work?"""
     make = Rows(setting, setting.preset.epochs)
     control, taught = make.audio(0.5), make.taught("depth distillation", fraction=0.5)
-    twice = asked_twice(taught, make.name("depth distillation, mirrored test", 0.5))
+    twice = asked_twice(taught, f"{taught.name}, mirrored too")
     rows = [control, taught, make.teacher(0.5), twice]
     return Suite("Smoke: nothing is learnt here", rows, {taught.name: control.name, twice.name: taught.name})
 
@@ -483,5 +491,6 @@ SUITES: dict[str, Callable[[Setting], Suite]] = {
     "transfer": transfer,
     "tune": tune,
     "budget": budget,
+    "mirror": mirror,
     "smoke": smoke,
 }

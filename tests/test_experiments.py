@@ -125,7 +125,7 @@ def test_a_network_is_trained_once_before_it_is_tested_in_two_ways(tmp_path, mon
     monkeypatch.setattr(Runner, "train", lambda self, run, seed: None)
     runner.train_all([twice, ear], [0], known={("ear", 0): None}, then=lambda run, seed: tested.append(run.name))
     assert tested == ["twice"], "the other is known"
-    evaluator = Evaluator(Runner(tmp_path, ("--dataset", "simulated")), SUITES["ladder"](SETTING), [0], tmp_path)
+    evaluator = Evaluator(Runner(tmp_path, ("--dataset", "simulated")), SUITES["mirror"](SETTING), [0], tmp_path)
     rows = [run for run in evaluator.suite.rows if run.network]
     assert len(rows) == 2 and all(evaluator.command(run, 0).endswith(" --mirror") for run in rows)
     assert all(evaluator.record(run, 0).name.endswith("_seed0_mirror.json") for run in rows)
