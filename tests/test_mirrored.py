@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 
-from dataloaders import create_dataset
+from dataloaders import create_dataset, create_loader
 from dataloaders.transforms import augment_sample
 from models import create_model
+from training import loop
 from training.mirrored import MIRRORS, Mirrored
 
 
@@ -24,6 +26,15 @@ def test_the_mirror_image_of_a_scene_has_the_mirror_image_of_its_depth(rooms, na
         assert not torch.allclose(model(*left_is_right).flip(-1), plain, rtol=1e-4), "the network alone has no symmetry"
         assert torch.allclose(Mirrored(model)(*left_is_right).flip(-1), twice, rtol=1e-5)
         assert torch.allclose(twice, (plain + model(*left_is_right).flip(-1)) / 2, rtol=1e-5)
+
+
+def test_an_evaluation_leaves_a_network_in_eval_mode(rooms):
+    """The pictures of its cases are drawn afterwards: in training mode batch norm would answer otherwise."""
+    model = create_model("rgb_depth", base_channels=4).eval()
+    loader = create_loader(create_dataset("simulated", rooms, "test", 32), 4, shuffle=False)
+    asked = Mirrored(model)
+    loop.evaluate(Fabric(accelerator="cpu", devices=1), asked, loader)
+    assert not asked.training and not any(module.training for module in model.modules())
 
 
 class Always:

@@ -26,8 +26,8 @@ class Mirrored(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.name, self.inputs, self.output = model.name, model.inputs, model.output
-        self.imagenet_normalize = model.imagenet_normalize
+        self.inputs, self.imagenet_normalize = model.inputs, model.imagenet_normalize
+        self.train(model.training)  # the mode that an evaluation comes back to
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map what ``inputs`` names, in this order, to depth in metres, or disparity, [B, 1, H, W]."""
