@@ -58,8 +58,12 @@ class Run:
 
     def folder(self, seed: int) -> str:
         """Return the name of the experiment under which one seed is kept."""
-        name = (self.network or self).name
-        return "_".join([*re.findall(r"[a-z0-9.]+", name.lower()), f"seed{seed}"])
+        return "_".join([*re.findall(r"[a-z0-9.]+", self.trained.name.lower()), f"seed{seed}"])
+
+    @property
+    def trained(self) -> Run:
+        """The run that trains its network: itself, but for one that only tests another's."""
+        return self.network or self
 
     @property
     def after(self) -> Run | None:
@@ -150,11 +154,11 @@ class Runner:
 
     def settings(self, run: Run, seed: int) -> list[Settings]:
         """Return the settings that a run has today, after those of its teacher."""
-        return [settings_of(self.command(needed, seed)) for needed in with_teachers([run.network or run])]
+        return [settings_of(self.command(needed, seed)) for needed in with_teachers([run.trained])]
 
     def trained_settings(self, run: Run, seed: int) -> list[Settings]:
         """Return the settings under which a run was trained, after those of its teacher."""
-        return [settings_in(self.best(needed, seed).parent) or {} for needed in with_teachers([run.network or run])]
+        return [settings_in(self.best(needed, seed).parent) or {} for needed in with_teachers([run.trained])]
 
     def find_untrained(
         self, runs: Sequence[Run], seeds: Sequence[int], known: Container[tuple[str, int]] = ()
