@@ -1,8 +1,10 @@
 """The loop's promises: a NaN reaches nothing, a full disk loses nothing, random state belongs to the epoch."""
 
 import argparse
+import itertools
 import math
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from errors import CheckpointError, DataError, OptionError, TrainingError, UserE
 from models import create_model
 from training import checkpoint, loop
 from training.engine import create_fabric, find_devices, resolve_precision, seed_epoch
+from training.files import write_whole
 from training.micro_batches import MicroBatches
 from training.run_log import RunLog, Table, read_csv
 from training.session import learning_rate_factor
@@ -160,6 +163,41 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoint.save_checkpoint({"epoch": 2}, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(15), OSError(28, "No space left on device")])
+def test_a_save_that_is_broken_anywhere_is_told_by_its_cause(error, tmp_path, monkeypatch):
+    """torch's writer meets errors where it calls ``write``, and ends on its own: that it stands at another place."""
+    path, state = tmp_path / "last.pth", {"epoch": 1, "weights": torch.zeros(300, 30)}
+    checkpoint.save_checkpoint(state, path)
+    before, told = path.read_bytes(), KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else CheckpointError
+    left = None  # writes until the error
+
+    @contextmanager
+    def write_badly(path, **options):
+        with write_whole(path, **options) as file:
+
+            def write(data):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise error
+                return file.write(data)
+
+            yield SimpleNamespace(write=write, flush=file.flush)
+
+    monkeypatch.setattr(checkpoint, "write_whole", write_badly)
+    for number in itertools.count(1):
+        left, error.__context__ = number, None
+        try:
+            checkpoint.save_checkpoint(state, path)
+        except told as met:
+            assert "15" in str(met) or "No space left" in str(met)
+            assert path.read_bytes() == before
+        else:
+            break
+    assert left > 0, "a broken write ended well"
+    assert number > 20
 
 
 def test_random_state_belongs_to_seed_epoch_and_process():

@@ -215,7 +215,7 @@ def test_a_schedulers_notice_ends_a_run_as_ctrl_c_does(rooms, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "--resume goes on" in out
     assert "Traceback" not in errors
     load_checkpoint(tmp_path / "checkpoints/e/last.pth")

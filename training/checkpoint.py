@@ -27,9 +27,9 @@ Random states and the scheduler's are not kept: the first follow from the seed, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import torch as safetensors
@@ -68,32 +68,23 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: the disk is full or not writable; what stood at ``path`` before still stands there.
     """
-    refused: list[OSError] = []
     try:
         with write_whole(path, durable=True) as file:
-            torch.save(state, _Watched(file, refused))  # type: ignore[arg-type]
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError of its own
-        why = refused[0] if refused else error
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        stop = next((cause for cause in _causes(error) if isinstance(cause, KeyboardInterrupt)), None)
+        if stop is not None:
+            raise stop from None
+        why = next((cause for cause in _causes(error) if isinstance(cause, OSError)), error)
         raise CheckpointError(f"{path}: could not be written ({why}); earlier checkpoints are untouched") from error
 
 
-class _Watched:
-    """A file that remembers what the system refused."""
-
-    def __init__(self, file: BinaryIO, refused: list[OSError]) -> None:
-        self._file, self._refused = file, refused
-
-    def write(self, data: bytes) -> int:
-        """Write, as the file does."""
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self._refused.append(error)
-            raise
-
-    def flush(self) -> None:
-        """Flush, as the file does."""
-        self._file.flush()
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised in the handling of: torch's zip writer ends on its own error, whatever it met."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__context__
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
