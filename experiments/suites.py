@@ -20,6 +20,7 @@ class Preset:
         teacher: width and learning rate of the RGB teacher, and of those baselines whose own are not tuned.
         unet: width and learning rate of the U-Net baseline; of ``cpu`` chosen on the validation rooms by the suite
             ``tune``, of the others not yet: run ``tune`` on the data at hand.
+        wide_unet: those of a U-Net twice as wide, or nothing where ``unet`` is as wide as published, 64 channels.
         epochs: of a run, and of every teacher.
         short: of a run in the suites that hold many beside each other.
         n_bins: of AdaBins.
@@ -37,6 +38,7 @@ class Preset:
     short: int
     n_bins: int = 128
     student_rate: tuple[str, ...] = ()
+    wide_unet: tuple[str, ...] = ()
     audio_format: tuple[str, ...] = ("--audio_format", "interaural")
     scaling: tuple[str, ...] = ("--augment_scale", "0.2")
 
@@ -52,6 +54,7 @@ PRESETS = {
         short=12,
         n_bins=64,
         student_rate=("--learning_rate", "0.002"),
+        wide_unet=("--base_channels", "64", "--learning_rate", "0.0005"),
     ),
     "gpu": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
@@ -446,18 +449,24 @@ def tune(setting: Setting) -> Suite:
 
 
 def budget(setting: Setting) -> Suite:
-    """The student alone and the U-Net, trained for longer: which of them makes more of it?"""
+    """The student alone and the U-Net, trained for longer, and a wider U-Net: which of them makes more of it?"""
     short, full = setting.preset.short, setting.preset.epochs
     makers = [Rows(setting, epochs) for epochs in (short, full, 2 * full)]
     pairs = [(make.audio(), make.baseline("unet_baseline")) for make in makers]
+    student, unet = pairs[1]
+    width = setting.preset.wide_unet
+    wide = [makers[1].baseline("unet_baseline", what="unet baseline, wide", width=width)] if width else []
     return Suite(
-        "The budget: the student alone beside the U-Net of as many epochs",
-        [row for pair in pairs for row in pair],
-        {student.name: unet.name for student, unet in pairs},
+        "The budget: the student alone beside the U-Net of as many epochs, and beside a wider one",
+        [row for pair in pairs for row in pair] + wide,
+        {student.name: unet.name for student, unet in pairs} | {row.name: unet.name for row in wide},
         comparisons=[
-            (longer.name, run.name)
-            for before, after in itertools.pairwise(pairs)
-            for run, longer in zip(before, after, strict=True)
+            *(
+                (longer.name, run.name)
+                for before, after in itertools.pairwise(pairs)
+                for run, longer in zip(before, after, strict=True)
+            ),
+            *((student.name, row.name) for row in wide),
         ],
     )
 
