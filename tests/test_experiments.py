@@ -79,6 +79,14 @@ def test_rows_that_hear_something_else_say_so():
     assert all("--audio_format" in row.command for row in SUITES["ladder"](SETTING).rows if "audio alone" in row.name)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_student_is_held_against_a_u_net_of_the_published_width(preset):
+    suite = SUITES["budget"](dataclasses.replace(SETTING, preset=PRESETS[preset]))
+    unets = {row.name for row in suite.rows if row.command[row.command.index("--base_channels") + 1] == "64"}
+    pairs = {*suite.comparisons, *suite.control.items()}
+    assert any(pair[0].startswith("audio alone") and pair[1] in unets for pair in pairs)
+
+
 @pytest.mark.parametrize("name", ["ladder", "ablation"])
 def test_bins_that_are_taught_are_held_against_bins_that_are_not(name):
     suite = SUITES[name](SETTING)
