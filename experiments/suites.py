@@ -330,7 +330,7 @@ def methods_of_labels(make: Rows, fraction: float) -> dict[str, Run]:
     if fusion is not None and fraction in (0, 0.1):
         taught = make.taught("depth distillation by fusion of other rooms", fraction=fraction, teacher=fusion)
         runs[OTHER_FUSION] = replace(taught, asks_once=True)  # nothing that it hears is scaled
-    if more and fraction == 0.1:
+    if more and fraction in (0.1, 1):
         what = "depth distillation, more pairs"
         runs[RGB + MORE_PAIRS] = make.taught(what, *more_pairs, fraction=fraction)
     if more and other is not None and fraction == 0:
