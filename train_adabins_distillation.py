@@ -62,6 +62,7 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_width_option(group, "of both networks", metavar="N")
     options.add_upsampling_option(group)
     options.add_attention_option(group, "of 1 to 5: where the ears ask each other", default=[2, 3, 4, 5])
+    options.add_ears_option(group)
     options.add_compression_option(group)
     group.add_argument(
         "--n_bins", type=options.positive_int, default=128, metavar="N", help="bins of each scene, 2 or more"
@@ -260,7 +261,7 @@ def check_phases(args: argparse.Namespace) -> None:
     if args.phase != "distill" and args.lambda_task == 0:
         where = "in the phase finetune of --phase all" if args.phase == "all" else f"in --phase {args.phase}"
         raise OptionError(f"--lambda_task 0 leaves nothing to learn {where}")
-    heard = ("attention_levels", "compress_input", "audio_format", "augment_scale", "resample")
+    heard = ("attention_levels", "share_ears", "compress_input", "audio_format", "augment_scale", "resample")
     if args.phase == "teacher":
         options.refuse_idle(args, create_parser(), dict.fromkeys(heard, "in --phase teacher, in which nobody listens"))
     if args.phase == "teacher" and args.export_student:
@@ -329,7 +330,8 @@ def create_networks(
         if not sees:
             raise OptionError(f"--phase teacher: --dataset {args.dataset} has no pictures here")
         return create_teacher(args, shared, notes), None
-    hearing = {"attention_levels": args.attention_levels, **options.hearing_config(args)}
+    ears = {"attention_levels": args.attention_levels, "share_ears": args.share_ears}
+    hearing = {**ears, **options.hearing_config(args)}
     student = create_model("adabins_audio", **shared, **hearing)
     return student, create_teacher(args, shared, notes) if sees else None
 

@@ -22,6 +22,7 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_width_option(model, "64: 47.9 M parameters; 32: 12.3 M (of spectrograms: 37.8 M, 9.8 M)")
     options.add_upsampling_option(model)
     options.add_attention_option(model, "of 1 to 5: where the ears ask each other", default=[2, 3, 4, 5])
+    options.add_ears_option(model)
     options.add_compression_option(model)
     options.add_depth_loss_options(model, smoothness="of smoothness", l1_alias="--lambda_recon")
     model.add_argument(
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bilinear=args.bilinear,
         max_depth=datasets["train"].max_depth,
         attention_levels=args.attention_levels,
+        share_ears=args.share_ears,
         **options.hearing_config(args),
     )
     task = SupervisedDepthTask(

@@ -77,6 +77,7 @@ def create_parser() -> argparse.ArgumentParser:
     options.add_attention_option(
         group, "of binaural_attention, 1 to 5: where the ears ask each other (default: 2 3 4 5)"
     )
+    options.add_ears_option(group, default=None)
     options.add_compression_option(group)
     group = parser.add_argument_group("loss = task + response + features")
     group.add_argument(
@@ -340,7 +341,7 @@ def student_config(args: argparse.Namespace) -> dict[str, Any]:
         OptionError: a flag that it does not take.
     """
     taken = inspect.signature(MODELS[args.student_model]).parameters
-    for flag in ("bilinear", "attention_levels", "compress_input"):
+    for flag in ("bilinear", "attention_levels", "share_ears", "compress_input"):
         if getattr(args, flag) is not None and flag not in taken:
             raise OptionError(f"--{flag} has no effect on --student_model {args.student_model}")
     hearing = options.hearing_config(args)
@@ -353,6 +354,7 @@ def student_config(args: argparse.Namespace) -> dict[str, Any]:
         "base_channels": args.base_channels,
         "bilinear": args.bilinear,
         "attention_levels": args.attention_levels,
+        "share_ears": args.share_ears,
         **hearing,
         "image_size": args.image_size,
     }

@@ -38,6 +38,7 @@ class AdaBinsEncoder(nn.Module):
         attention_levels: of the ears (see ``models.binaural_attention_model``).
         compress_input: take the logarithm of the echoes first.
         audio_channels: of what is heard.
+        share_ears: one set of weights for both ears, instead of one for each.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class AdaBinsEncoder(nn.Module):
         attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
         audio_channels: int = EARS,
+        share_ears: bool = False,
     ) -> None:
         super().__init__()
         if modality == "audio":
-            self.levels: nn.Module = BinauralEncoder(base_channels, attention_levels, compress_input, audio_channels)
+            hearing = (attention_levels, compress_input, audio_channels, share_ears)
+            self.levels: nn.Module = BinauralEncoder(base_channels, *hearing)
         elif rgb_encoder == "unet":
             self.levels = Encoder(3, base_channels)
         else:
@@ -275,9 +278,14 @@ class AdaBinsAudioNet(AdaBinsNet):
         attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
         audio_channels: int = EARS,
+        share_ears: bool = False,
         **config: Any,
     ) -> None:
-        hearing: dict[str, Any] = {"compress_input": compress_input, "audio_channels": audio_channels}
+        hearing: dict[str, Any] = {
+            "compress_input": compress_input,
+            "audio_channels": audio_channels,
+            "share_ears": share_ears,
+        }
         super().__init__(base_channels, attention_levels=sorted(set(attention_levels)), **hearing, **config)
 
 
@@ -326,6 +334,7 @@ def create_adabins_distillation_model(
     attention_levels: Sequence[int] = (2, 3, 4, 5),
     compress_input: bool = True,
     audio_channels: int = EARS,
+    share_ears: bool = False,
     **config: Any,
 ) -> AdaBinsDistillationModel:
     """Build student and teacher.
@@ -338,6 +347,7 @@ def create_adabins_distillation_model(
         attention_levels: of the student's ears.
         compress_input: the student takes the logarithm of the echoes first.
         audio_channels: of what the student hears.
+        share_ears: one set of weights for both of its ears, instead of one for each.
         **config: the other arguments of :class:`AdaBinsNet`, of both.
 
     Raises:
@@ -346,7 +356,11 @@ def create_adabins_distillation_model(
     """
     source = "imagenet" if use_pretrained_rgb is True else use_pretrained_rgb
     config |= {"base_channels": base_channels, "n_bins": n_bins}
-    hearing: dict[str, Any] = {"compress_input": compress_input, "audio_channels": audio_channels}
+    hearing: dict[str, Any] = {
+        "compress_input": compress_input,
+        "audio_channels": audio_channels,
+        "share_ears": share_ears,
+    }
     audio = AdaBinsAudioNet(attention_levels=attention_levels, **hearing, **config)
     if not source:
         return AdaBinsDistillationModel(audio, AdaBinsRGBNet(**config))

@@ -1,4 +1,4 @@
-"""The binaural student: two encoders, one per ear, that ask each other, and a decoder from echoes to metric depth.
+"""The binaural student: an encoder for each ear, which ask each other, and a decoder from echoes to metric depth.
 
 Its levels have the shapes of the RGB teacher's, so that either's features can be held against the other's.
 """
@@ -80,11 +80,15 @@ def turn(x: Tensor, heads: int) -> Tensor:
 
 
 class BinauralEncoder(nn.Module):
-    """Two encoders, one per ear, that ask each other: what is heard [B, C, H, W] -> five fused levels.
+    """An encoder for each ear, which ask each other: what is heard [B, C, H, W] -> five fused levels.
 
     After each of ``attention_levels`` either ear asks the other (:class:`EarAttention`) and goes on with what it heard;
     a fusion layer joins the two at every level. At the three coarsest levels, learned maps between places turn
     frequency and time into y and x (:class:`~models.blocks.PlaceMixer`).
+
+    With ``share_ears`` both ears have the same weights, as the two networks of Bromley et al. (NeurIPS 1993) have: what
+    tells an echo from the chirp is the same at either, and so each learns from the echoes at both. Which of them it
+    was, the fusion layers know.
 
     Maps of both ears, where C is above 2, go through a third encoder, which the fusion layers join to the ears: their
     axes are range and direction (``dataloaders.interaural``), a spectrogram's frequency and time.
@@ -94,13 +98,19 @@ class BinauralEncoder(nn.Module):
         attention_levels: the levels, of 1 to 5, at which the ears ask each other; may be empty.
         compress_input: take the logarithm of the spectrograms first.
         channels: C, of what is heard: a spectrogram of each ear, then maps of both.
+        share_ears: one set of weights for both ears, instead of one for each.
 
     Raises:
         OptionError: an attention level that there is not, ``base_channels`` odd, or ``channels`` below 2.
     """
 
     def __init__(
-        self, base_channels: int, attention_levels: Sequence[int], compress_input: bool, channels: int = EARS
+        self,
+        base_channels: int,
+        attention_levels: Sequence[int],
+        compress_input: bool,
+        channels: int = EARS,
+        share_ears: bool = False,
     ) -> None:
         super().__init__()
         if channels < EARS:
@@ -112,11 +122,20 @@ class BinauralEncoder(nn.Module):
             raise OptionError(f"--attention_levels: there is no level {unknown[0]}; known: 1 to {len(LEVELS)}")
         widths = [base_channels * width for width in LEVEL_WIDTHS]
         self.listen = SpectrogramInput(compress_input, channels)
-        self.left = Encoder(1, base_channels)
-        self.right = Encoder(1, base_channels)
+
+        def ask() -> nn.ModuleDict:
+            return nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in sorted(set(attention_levels))})
+
+        self.share_ears = share_ears
+        if share_ears:
+            self.either = Encoder(1, base_channels)
+        else:
+            self.left, self.right = Encoder(1, base_channels), Encoder(1, base_channels)
         self.both = Encoder(channels - EARS, base_channels) if channels > EARS else None
-        self.left_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in sorted(set(attention_levels))})
-        self.right_asks = nn.ModuleDict({f"x{i}": EarAttention(widths[i - 1]) for i in sorted(set(attention_levels))})
+        if share_ears:
+            self.either_asks = ask()
+        else:
+            self.left_asks, self.right_asks = ask(), ask()
         self.fuse = nn.ModuleList(Fuse((3 if self.both else 2) * width, width) for width in widths)
         self.mix = nn.ModuleDict({f"x{i}": PlaceMixer(widths[i - 1]) for i in MIXED_LEVELS})
 
@@ -126,17 +145,35 @@ class BinauralEncoder(nn.Module):
         left, right, maps = heard[:, :1], heard[:, 1:EARS], heard[:, EARS:]  # [B, 1, H, W] each ear
         encoded: list[Tensor] = []
         for index, fuse in enumerate(self.fuse):
-            left, right = self.left.descend(left, index), self.right.descend(right, index)
-            level = f"x{index + 1}"
-            if level in self.left_asks:
-                left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
+            left, right = self.descend(left, right, index)
             found = [left, right]
             if self.both is not None:
                 maps = self.both.descend(maps, index)
                 found.append(maps)
             fused = fuse(join(*found))
+            level = f"x{index + 1}"
             encoded.append(self.mix[level](fused) if level in self.mix else fused)
         return encoded
+
+    def descend(self, left: Tensor, right: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Return each ear's level ``index`` (from 0) of the one before it, where one has asked the other."""
+        level = f"x{index + 1}"
+        if self.share_ears:
+            ears = self.either.descend(torch.cat([left, right]), index)  # [2 B, C, H, W]
+            if level in self.either_asks:
+                left, right = halves(ears)
+                ears = self.either_asks[level](ears, torch.cat([right, left]))
+            return halves(ears)
+        left, right = self.left.descend(left, index), self.right.descend(right, index)
+        if level in self.left_asks:
+            left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
+        return left, right
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Split [2 B, ...] into the first and the last B."""
+    first, last = x.unflatten(0, (2, -1)).unbind(0)
+    return first, last
 
 
 class BinauralAttentionDepthNet(DepthModel):
@@ -152,6 +189,7 @@ class BinauralAttentionDepthNet(DepthModel):
         compress_input: take the logarithm of the input first: for magnitudes, not for spectrograms that are
             logarithmic already.
         audio_channels: of what is heard, C: 2, or more where maps of both ears follow their spectrograms.
+        share_ears: one set of weights for both ears, instead of one for each.
 
     The fused encoder levels are ``x1`` [B, b, H, W] to ``x5`` [B, 8b, H/16, W/16]; the decoder's are ``d1``
     [B, 8b, H/8, W/8] to ``d4`` [B, b, H, W].
@@ -172,6 +210,7 @@ class BinauralAttentionDepthNet(DepthModel):
         attention_levels: Sequence[int] = (2, 3, 4, 5),
         compress_input: bool = True,
         audio_channels: int = EARS,
+        share_ears: bool = False,
     ) -> None:
         super().__init__(
             base_channels=base_channels,
@@ -180,8 +219,9 @@ class BinauralAttentionDepthNet(DepthModel):
             attention_levels=sorted(set(attention_levels)),
             compress_input=compress_input,
             audio_channels=audio_channels,
+            share_ears=share_ears,
         )
-        self.encoder = BinauralEncoder(base_channels, attention_levels, compress_input, audio_channels)
+        self.encoder = BinauralEncoder(base_channels, attention_levels, compress_input, audio_channels, share_ears)
         self.decoder = Decoder(base_channels, bilinear)
         self.head = MetricDepthHead(base_channels, max_depth)
 

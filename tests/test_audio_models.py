@@ -40,14 +40,49 @@ def test_the_students_levels_have_the_teachers_shapes():
     assert all(student[level].shape == teacher[level].shape for level in teacher)
 
 
-@pytest.mark.parametrize("name", ["binaural_attention", "base_residual", "multimodal_fusion"])
-def test_the_ears_are_told_apart(name):
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("binaural_attention", {}),
+        ("binaural_attention", {"share_ears": True}),
+        ("base_residual", {}),
+        ("multimodal_fusion", {}),
+    ],
+)
+def test_the_ears_are_told_apart(name, config):
     torch.manual_seed(0)
-    model = create_model(name, base_channels=4)  # in training mode: the norms lift what fades in untrained weights
+    model = create_model(
+        name, base_channels=4, **config
+    )  # in training mode: the norms lift what fades in untrained weights
     audio, rest = heard(), [torch.rand(2, 3, 64, 64)] if name == "multimodal_fusion" else []
     with torch.no_grad():
         depth, swapped = model(audio, *rest), model(audio.flip(1), *rest)
     assert (depth - swapped).abs().max() > 1e-4
+
+
+def test_shared_ears_hear_alike_and_ask_each_other():
+    encoder = binaural(share_ears=True).encoder
+    left, right = (torch.rand(2, 1, 32, 32, requires_grad=True) for _ in range(2))
+    levels = [(left, right)]
+    swapped = [(right, left)]
+    for index in range(5):
+        levels.append(encoder.descend(*levels[-1], index))
+        swapped.append(encoder.descend(*swapped[-1], index))
+    for (one, other), (other_again, one_again) in zip(levels, swapped, strict=True):
+        assert torch.allclose(one, one_again, atol=1e-4)
+        assert torch.allclose(other, other_again, atol=1e-4)
+    (gradient,) = torch.autograd.grad(levels[-1][0].square().sum(), right)
+    assert gradient.abs().sum() > 0, "the left ear asked the right one"
+
+
+def test_shared_ears_have_the_weights_of_one():
+    separate, shared = ({*binaural(share_ears=share).encoder.state_dict()} for share in (False, True))
+    left, right, both = (
+        {key.partition(".")[2] for key in keys if key.startswith(ear)}
+        for keys, ear in ((separate, "left."), (separate, "right."), (shared, "either."))
+    )
+    assert left == right == both
+    assert binaural(share_ears=True)(heard()).shape == (2, 1, 64, 64)
 
 
 def test_attention_is_not_quadratic_in_the_pixels(monkeypatch):

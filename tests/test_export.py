@@ -30,7 +30,14 @@ NETWORKS = {
     "ears": ("binaural_attention", {"base_channels": 4, "attention_levels": [5], "max_depth": 12.0}),
     "both": (
         "binaural_attention",
-        {"base_channels": 4, "attention_levels": [5], "max_depth": 12.0, "compress_input": False, "audio_channels": 4},
+        {
+            "base_channels": 4,
+            "attention_levels": [5],
+            "max_depth": 12.0,
+            "compress_input": False,
+            "audio_channels": 4,
+            "share_ears": True,
+        },
     ),
     "eyes": ("rgb_depth", {"base_channels": 4, "max_depth": 12.0}),
     "bins": ("adabins_rgb", {"base_channels": 4, "n_bins": 8, "max_depth": 12.0}),

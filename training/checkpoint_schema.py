@@ -111,6 +111,7 @@ SCHEMA: dict[str, Kind] = {
     "model.config.attention_levels": LEVELS,
     "model.config.bilinear": FLAG,
     "model.config.compress_input": FLAG,
+    "model.config.share_ears": FLAG,
     "model.config.fixed_bins": FLAG,
     "model.config.rgb_encoder": TEXT,
     "model.config.preset": TEXT,

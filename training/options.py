@@ -198,6 +198,16 @@ def add_attention_option(group: argparse._ArgumentGroup, help: str, default: lis
     )
 
 
+def add_ears_option(group: argparse._ArgumentGroup, default: bool | None = False) -> None:
+    """Add whether both ears have the same weights."""
+    group.add_argument(
+        "--share_ears",
+        action=argparse.BooleanOptionalAction,
+        default=default,
+        help="one set of weights for both ears, instead of one for each",
+    )
+
+
 def add_compression_option(group: argparse._ArgumentGroup) -> None:
     """Add whether a model takes the logarithm of the spectrograms itself; :func:`hearing_config` reads it."""
     group.add_argument(
