@@ -159,21 +159,17 @@ class BinauralEncoder(nn.Module):
         """Return each ear's level ``index`` (from 0) of the one before it, where one has asked the other."""
         level = f"x{index + 1}"
         if self.share_ears:
+            each = [left.shape[0], right.shape[0]]
             ears = self.either.descend(torch.cat([left, right]), index)  # [2 B, C, H, W]
             if level in self.either_asks:
-                left, right = halves(ears)
+                left, right = ears.split(each)
                 ears = self.either_asks[level](ears, torch.cat([right, left]))
-            return halves(ears)
+            left, right = ears.split(each)
+            return left, right
         left, right = self.left.descend(left, index), self.right.descend(right, index)
         if level in self.left_asks:
             left, right = self.left_asks[level](left, right), self.right_asks[level](right, left)
         return left, right
-
-
-def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split [2 B, ...] into the first and the last B."""
-    first, last = x.unflatten(0, (2, -1)).unbind(0)
-    return first, last
 
 
 class BinauralAttentionDepthNet(DepthModel):
