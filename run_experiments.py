@@ -6,8 +6,7 @@
     python run_experiments.py ablation                each part of the teaching off in turn
     python run_experiments.py transfer                tested where it was not trained
     python run_experiments.py tune --seeds 0          width and rate of the U-Net baseline, by the validation samples
-    python run_experiments.py budget                  the student alone and the U-Net: longer training, wider networks
-    python run_experiments.py ears                    the student whose ears share their weights, from no label to all
+    python run_experiments.py budget                  the student alone, the U-Net and a wider one, trained for longer
     python run_experiments.py mirror                  the two, asked about mirror images too
 
 What is done is not done again, what was killed goes on, what failed is reported and does not stop the others. With
@@ -44,7 +43,6 @@ NEEDED = {"audio", "depth"}  # without pictures the rows that learn from them fa
 # Rooms beside the simulated ones: what their folder's name ends in, how many times as many, and how far on their seed.
 # A teacher has all labels of the first, nobody has one of the second.
 FURTHER_ROOMS = (("Other", 1, 1), ("Pairs", 3, 2))
-FEW_LABELS = ("labels", "ears")  # the suites that have rows of such rooms
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -173,14 +171,14 @@ def refuse_idle(args: argparse.Namespace) -> None:
     Raises:
         OptionError: naming the flag.
     """
-    of_suites = {
-        FEW_LABELS: ("other_dataset_dir", "pairs_dataset_dir"),
-        ("transfer",): ("holdout_location", "transfer_to", "transfer_dir"),
+    of_suite = {
+        "labels": ("other_dataset_dir", "pairs_dataset_dir"),
+        "transfer": ("holdout_location", "transfer_to", "transfer_dir"),
     }
-    for suites, flags in of_suites.items():
-        for flag in flags if args.suite not in suites else ():
+    for suite, flags in of_suite.items():
+        for flag in flags if suite != args.suite else ():
             if getattr(args, flag) is not None:
-                raise OptionError(f"--{flag} has no effect in {args.suite}; it is of {' and '.join(suites)}")
+                raise OptionError(f"--{flag} has no effect in {args.suite}; it is of {suite}")
     if args.suite == "smoke" and args.preset is not None:
         raise OptionError("--preset has no effect in smoke, which has a size of its own")
     options.check_device(argparse.Namespace(gpu_ids=args.gpu_ids, precision="auto"))
@@ -235,12 +233,12 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
 
 
 def plan_further_rooms(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:
-    """Return the folders of other rooms and of more pairs that ``FEW_LABELS`` have simulated, each with its command.
+    """Return the folders of other rooms and of more pairs that ``labels`` has simulated, each with its command.
 
     They lie beside the simulated rooms, of the same size and under seeds of their own. Rooms of another simulator have
     nothing like them: the list is empty.
     """
-    if args.dataset != "simulated" or args.suite not in FEW_LABELS:
+    if args.dataset != "simulated" or args.suite != "labels":
         return []
     rooms = args.dataset_dir
     try:

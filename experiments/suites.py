@@ -142,20 +142,13 @@ class Rows:
     """The trainings out of which suites are put together, under one setting.
 
     A row's name says all that tells it from the others of a preset, so that suites share what they have in common.
-
-    Args:
-        setting: what they are made for.
-        epochs: of a student and of a baseline.
-        share_ears: the student's ears have the same weights.
     """
 
-    def __init__(self, setting: Setting, epochs: int, share_ears: bool = False) -> None:
+    def __init__(self, setting: Setting, epochs: int) -> None:
         self.setting = setting
         self.preset = setting.preset
         self.epochs = epochs
         self.input = (*self.preset.audio_format, *self.preset.scaling)
-        self.student = (*self.preset.student, *(("--share_ears",) if share_ears else ()))
-        self.whose = ", shared ears" if share_ears else ""
 
     def labels(self, fraction: float) -> tuple[str, ...]:
         """Return the flags of a share of the labels: equally many steps, however many there are."""
@@ -197,16 +190,19 @@ class Rows:
     ) -> Run:
         """The audio student on its own: the loss of a taught one, without its teacher."""
         audio = self.input if audio is None else audio
-        shape = (*(width or self.student), *self.preset.student_rate, *audio)
+        shape = (*(width or self.preset.student), *self.preset.student_rate, *audio)
         command = ("train_binaural_attention.py", *shape, *self.labels(fraction), *loss)
-        return Run(self.name(what + self.whose, fraction), command, self.epochs)
+        return Run(self.name(what, fraction), command, self.epochs)
+
+    def shared_ears(self, fraction: float = 1.0) -> Run:
+        """The audio student on its own, with one set of weights for both ears."""
+        return self.audio(fraction, "audio alone, shared ears", width=(*self.preset.student, "--share_ears"))
 
     def taught(self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None) -> Run:
         """The audio student under a teacher."""
-        shape = (*self.student, *self.preset.student_rate, *self.input)
+        shape = (*self.preset.student, *self.preset.student_rate, *self.input)
         command = ("train_distillation.py", *shape, *self.labels(fraction), *flags)
-        name = self.name(what + self.whose, fraction)
-        return Run(name, command, self.epochs, teacher=teacher or self.teacher(fraction))
+        return Run(self.name(what, fraction), command, self.epochs, teacher=teacher or self.teacher(fraction))
 
     def baseline(
         self, model: str, *flags: str, what: str = "", fraction: float = 1.0, width: tuple[str, ...] = ()
@@ -266,7 +262,7 @@ def ladder(setting: Setting) -> Suite:
     )
     unet = make.baseline("unet_baseline")
     interaural_unet = make.interaural_unet()
-    others = [unet, interaural_unet, make.baseline("base_residual")]
+    others = [make.shared_ears(), unet, interaural_unet, make.baseline("base_residual")]
     fusion, rgb = make.baseline("multimodal_fusion"), make.teacher()
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
@@ -406,6 +402,7 @@ def ablation(setting: Setting) -> Suite:
         one_size,
         spectrograms,
         make.audio(few, "audio alone, wide", width=make.preset.wide_student),
+        make.shared_ears(few),
     ]
     control = {row.name: full.name for row in rows[1:]} | {row.name: bins.name for row in bin_rows[1:]}
     control |= {row.name: alone.name for row in (*audio_rows, full, bins_alone)} | {bins.name: bins_alone.name}
@@ -457,51 +454,26 @@ def tune(setting: Setting) -> Suite:
 
 
 def budget(setting: Setting) -> Suite:
-    """The student alone and the U-Net, trained for longer, and wider ones: which of them makes more of it?"""
+    """The student alone and the U-Net, trained for longer, and a wider U-Net: which of them makes more of it?"""
     short, full = setting.preset.short, setting.preset.epochs
     makers = [Rows(setting, epochs) for epochs in (short, full, 2 * full)]
     pairs = [(make.audio(), make.baseline("unet_baseline")) for make in makers]
     student, unet = pairs[1]
-    wide_student = makers[1].audio(what="audio alone, wide", width=setting.preset.wide_student)
     width = setting.preset.wide_unet
-    wide_unets = [makers[1].baseline("unet_baseline", what="unet baseline, wide", width=width)] if width else []
+    wide = [makers[1].baseline("unet_baseline", what="unet baseline, wide", width=width)] if width else []
     return Suite(
-        "The budget: the student alone beside the U-Net of as many epochs, and wider ones of both",
-        [*itertools.chain(*pairs), wide_student, *wide_unets],
-        {student.name: unet.name for student, unet in pairs}
-        | {row.name: unet.name for row in (wide_student, *wide_unets)},
+        "The budget: the student alone beside the U-Net of as many epochs, and beside a wider one",
+        [row for pair in pairs for row in pair] + wide,
+        {student.name: unet.name for student, unet in pairs} | {row.name: unet.name for row in wide},
         comparisons=[
             *(
                 (longer.name, run.name)
                 for before, after in itertools.pairwise(pairs)
                 for run, longer in zip(before, after, strict=True)
             ),
-            (wide_student.name, student.name),
-            *((row.name, wide.name) for wide in wide_unets for row in (student, wide_student)),
+            *((student.name, row.name) for row in wide),
         ],
     )
-
-
-def ears(setting: Setting) -> Suite:
-    """The student whose ears share their weights beside the one whose ears have their own, from no label to all."""
-    separate, shared = (Rows(setting, setting.preset.epochs, share_ears=share) for share in (False, True))
-    rows: dict[str, Run] = {}
-    control: dict[str, str] = {}
-    comparisons: list[tuple[str, str]] = []
-    gaps: list[tuple[str, str, str]] = []
-    all_labels = shared.audio()
-    for fraction in (0.0, 0.1, 1.0):
-        before, after = (methods_of_labels(make, fraction) for make in (separate, shared))
-        rows |= {run.name: run for pair in zip(before.values(), after.values(), strict=True) for run in pair}
-        control |= {run.name: before[method].name for method, run in after.items() if method != UNET}
-        students = [run for method, run in after.items() if method != UNET]
-        taught = [run for run in students if run.teacher is not None]
-        comparisons += [(run.name, after.get(ALONE, all_labels).name) for run in taught]
-        comparisons += [(run.name, after[UNET].name) for run in students if UNET in after]
-        if 0 < fraction < 1:
-            gaps += [(after[ALONE].name, run.name, all_labels.name) for run in taught]
-    title = "Shared ears: one set of weights for both, or one for each"
-    return Suite(title, [*rows.values()], control, comparisons=comparisons, gaps=gaps)
 
 
 def mirror(setting: Setting) -> Suite:
@@ -533,7 +505,6 @@ SUITES: dict[str, Callable[[Setting], Suite]] = {
     "transfer": transfer,
     "tune": tune,
     "budget": budget,
-    "ears": ears,
     "mirror": mirror,
     "smoke": smoke,
 }
