@@ -176,7 +176,7 @@ def eye(rooms, tmp_path_factory):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--nb_epochs", 3, "--use_adaptive_loss", "--bin_loss", "widths"),
+        ("--nb_epochs", 3, "--use_adaptive_loss", "--bin_loss", "widths", "--share_ears"),
         ("--phase", "all", "--phase_epochs", "1,1,1", "--freeze_rgb", "--bin_loss", "wasserstein"),
     ],
 )
@@ -349,6 +349,7 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
         (("--phase", "finetune", "--lambda_task", 0), "--lambda_task"),
         (("--phase", "all", "--nb_epochs", 4, "--lambda_task", 0), "the phase finetune of --phase all"),
         (("--phase", "teacher"), "--attention_levels"),
+        (("--phase", "teacher", "--attention_levels", 2, 3, 4, 5, "--share_ears"), "--share_ears"),
         (("--phase", "finetune", "--lambda_response", 1), "--lambda_response"),
         (("--phase", "finetune", "--response_at", "everywhere"), "--response_at"),
         (("--phase", "finetune", "--teacher_checkpoint", "x.pth"), "--teacher_checkpoint"),

@@ -472,11 +472,12 @@ def test_every_network_that_hears_is_taught(rooms, teacher, tmp_path, run_cli, s
 
 def test_the_flags_of_the_student_arrive(rooms, teacher, tmp_path, run_cli):
     flags = ("--nb_epochs", 1, "--limit_train_batches", 1, "--student_model", "binaural_attention", "--no-bilinear")
-    flags += ("--attention_levels", 4, 5, "--lambda_feat", 0.1, "--limit_val_batches", 1)
+    flags += ("--attention_levels", 4, 5, "--share_ears", "--lambda_feat", 0.1, "--limit_val_batches", 1)
     code, _, errors = run_cli(train_distillation.main, *arguments(rooms, tmp_path, teacher, *flags))
     assert (code, errors) == (0, "")
     config = load_checkpoint(tmp_path / "checkpoints/e/last.pth")["model"]["config"]
     assert config["attention_levels"] == [4, 5]
+    assert config["share_ears"] is True
     assert config["bilinear"] is False
 
 
@@ -534,6 +535,7 @@ SEES = ("--student_model", "multimodal_fusion")
         (("--lambda_task", 0, "--response_loss", "ssi"), "metres"),
         (("--attention_levels", 2, 3), "--attention_levels"),
         (("--student_model", "unet_baseline", "--bilinear"), "--bilinear"),
+        (("--student_model", "unet_baseline", "--share_ears"), "--share_ears"),
         (("--student_model", "unet_baseline", "--lambda_feat", 1), "e1 e2"),
         (("--image_size", 40), "32 or 48"),
     ],

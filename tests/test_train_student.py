@@ -25,7 +25,10 @@ from training.tasks import BaseResidualTask, SupervisedDepthTask
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0)
 RUNS = {
-    "binaural_attention": (train_binaural_attention.main, ("--use_adaptive_loss", "--attention_levels", 3, 5)),
+    "binaural_attention": (
+        train_binaural_attention.main,
+        ("--use_adaptive_loss", "--attention_levels", 3, 5, "--share_ears"),
+    ),
     "unet_baseline": (train_baseline.main, ("--model", "unet_baseline")),
     "base_residual": (train_baseline.main, ("--model", "base_residual")),
     "multimodal_fusion": (train_baseline.main, ("--model", "multimodal_fusion")),
@@ -58,6 +61,7 @@ def test_a_stopped_run_ends_as_the_unbroken_one(name, rooms, tmp_path):
             main(arguments(rooms, tmp_path / folder, *begin))
         ends.append(load_checkpoint(tmp_path / folder / "checkpoints/e/last.pth"))
     unbroken, stopped = ends
+    assert unbroken["model"]["config"].get("share_ears", False) is ("--share_ears" in flags)
     assert unbroken["model"]["name"] == name
     assert all(torch.equal(stopped["model_state_dict"][k], v) for k, v in unbroken["model_state_dict"].items())
     assert rows(tmp_path / "unbroken") == rows(tmp_path / "stopped")
