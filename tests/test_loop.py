@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from torch import nn
 from dataloaders import create_dataset, create_loader
 from errors import CheckpointError, DataError, OptionError, TrainingError, UserError, from_worker
 from models import create_model
-from training import checkpoint, loop
+from training import checkpoint, loop, optimizers
 from training.engine import create_fabric, find_devices, resolve_precision, seed_epoch
 from training.files import write_whole
 from training.micro_batches import MicroBatches
@@ -25,7 +26,12 @@ from training.session import learning_rate_factor
 from training.task import Task, count_images, mean_over_images
 from training.tasks import SupervisedDepthTask
 
-OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
+OPTIMIZERS = {
+    "AdamW": partial(torch.optim.AdamW, fused=True),
+    "Adam": partial(torch.optim.Adam, fused=True),
+    "SGD": partial(torch.optim.SGD, fused=True),
+    "Muon": optimizers.Muon,
+}
 
 
 class PoisonedTask(SupervisedDepthTask):
@@ -56,8 +62,7 @@ def test_a_nan_stops_the_run_before_it_reaches_the_weights(rooms, tmp_path, opti
     loader = create_loader(dataset, 3, shuffle=True, num_workers=0)
     fabric = Fabric(accelerator="cpu", devices=1)
     task = PoisonedTask(create_model("rgb_depth", base_channels=4), 2, where)
-    options = {"lr": 1e-2, "fused": True}
-    wrapped, optimizer = fabric.setup(task, OPTIMIZERS[optimizer](task.parameters(), **options))
+    wrapped, optimizer = fabric.setup(task, OPTIMIZERS[optimizer](task.parameters(), lr=1e-2))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
     log = RunLog(tmp_path, tmp_path)
 

@@ -44,3 +44,20 @@ def test_no_weight_is_copied():
     copied = [event.input_shapes[0] for event in events if event.key == "aten::copy_"]
     assert [5, 3, 3, 3] not in copied, "numbers of steps are, which have no size"
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_muon_moves_a_matrix_equally_far_in_all_its_directions():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 16, 3, bias=False), nn.BatchNorm2d(16))
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    optimizer = optimizers.Muon(network.parameters(), lr=0.01)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        network[0].weight.grad[0] *= 100  # of which plain momentum would take no other direction
+    optimizer.step()
+    moved = [(now - then).detach() for now, then in zip(network.parameters(), before, strict=True)]
+    lengths = torch.linalg.svdvals(moved[0].flatten(1))
+    assert lengths.max() / lengths.min() < 2, "but for what five steps leave"
+    assert torch.allclose(moved[1].abs(), torch.tensor(0.019), rtol=1e-3), "a norm's, as NAdamW moves it first"
+    assert moved[0].square().mean().sqrt() == pytest.approx(0.2 * 0.01, rel=0.3), "AdamW's usual size"

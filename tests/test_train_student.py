@@ -27,7 +27,7 @@ SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_wor
 RUNS = {
     "binaural_attention": (
         train_binaural_attention.main,
-        ("--use_adaptive_loss", "--attention_levels", 3, 5, "--share_ears"),
+        ("--use_adaptive_loss", "--attention_levels", 3, 5, "--share_ears", "--optimizer", "Muon"),
     ),
     "unet_baseline": (train_baseline.main, ("--model", "unet_baseline")),
     "base_residual": (train_baseline.main, ("--model", "base_residual")),

@@ -323,13 +323,15 @@ class NotANumberGuard:
     """Stops a run whose loss is not a number before that reaches the weights, without waiting for the device.
 
     A flag on the device gates the update: fused optimisers skip the step where ``found_inf`` is set. It is read back
-    every few steps only. With ``--precision 16`` the gradient scaler gates the update by the same means, and gradients
-    that overflow are its daily work: there the loss alone is looked at.
+    every few steps only; of an optimiser that knows no such flag, before each update. With ``--precision 16`` the
+    gradient scaler gates the update by the same means, and gradients that overflow are its daily work: there the loss
+    alone is looked at.
     """
 
     def __init__(self, fabric: Fabric, optimizer: Optimizer) -> None:
         self._inner: Any = getattr(optimizer, "optimizer", optimizer)
         self._scaled = getattr(fabric._precision, "scaler", None) is not None
+        self._gated = getattr(self._inner, "_step_supports_amp_scaling", False)  # PyTorch's mark of ``found_inf``
         self._shared = fabric.world_size > 1
         self._tripped = torch.zeros((), device=fabric.device)
         self._here = torch.zeros((), dtype=torch.bool, device=fabric.device)  # whether a loss of this process did
@@ -350,6 +352,8 @@ class NotANumberGuard:
             self._inner.grad_scale = None
             self._inner.found_inf = self._tripped
         self._recent.append((step, list(ids)))
+        if not self._gated:
+            self.raise_if_tripped()
 
     def raise_if_tripped(self) -> None:
         """Raise :class:`errors.TrainingError` with the ids of the batch that was first not a number."""

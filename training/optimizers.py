@@ -1,9 +1,10 @@
-"""Adam and AdamW whose fused kernel goes through weights of convolutions without copying them."""
+"""Adam and AdamW whose fused kernel goes through weights of convolutions without copying them, and Muon."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import timm.optim.muon
 import torch
 from torch import Tensor
 
@@ -35,3 +36,21 @@ class Adam(_InMemoryOrder, torch.optim.Adam):
 
 class AdamW(_InMemoryOrder, torch.optim.AdamW):
     """:class:`torch.optim.AdamW`."""
+
+
+class Muon(timm.optim.muon.Muon):
+    """Momentum made orthogonal (Jordan et al., 2024): each weight matrix moves equally far in all its directions.
+
+    The weights [out, in, k, k] of a convolution are a matrix [out, in k k]; five steps of Newton and Schulz make the
+    momentum of each orthogonal. The update is scaled to the size of AdamW's (Liu et al., 2025), so that one learning
+    rate serves both. What is no matrix, or too small a one, NAdamW updates: norms, biases, gates, the first and the
+    last convolution.
+
+    Args:
+        groups: of parameters.
+        lr: learning rate.
+        weight_decay: decoupled, as AdamW's.
+    """
+
+    def __init__(self, groups: Any, lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(groups, lr=lr, weight_decay=weight_decay, momentum=0.95, nesterov=True, betas=(0.9, 0.999))

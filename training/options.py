@@ -288,7 +288,12 @@ def add_optimization_options(
         help="batches of an epoch, however many pairs there are: equal steps for few labels and for many "
         "(default: once through the pairs)",
     )
-    group.add_argument("--optimizer", choices=("Adam", "AdamW", "SGD"), default="AdamW", help="SGD: momentum 0.9")
+    group.add_argument(
+        "--optimizer",
+        choices=("Adam", "AdamW", "Muon", "SGD"),
+        default="AdamW",
+        help="Muon: of matrices and convolutions, NAdamW of the rest; SGD: momentum 0.9",
+    )
     group.add_argument("--weight_decay", type=non_negative_float, default=0.01, metavar="W", help="of the weights")
     group.add_argument(
         "--scheduler",

@@ -254,15 +254,17 @@ def conclude(
 
 
 def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:
-    """Build the optimiser of ``--optimizer``, fused: one kernel per step, and the one that a NaN can gate."""
+    """Build the optimiser of ``--optimizer``, fused where it can be: one kernel per step, which a NaN can gate."""
     groups = [
         {"params": parameters, "lr": args.learning_rate * scale}
         for scale, parameters in task.trainable_groups().items()
     ]
-    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}
+    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    if args.optimizer == "Muon":
+        return optimizers.Muon(groups, **options)
     if args.optimizer == "SGD":
-        return torch.optim.SGD(groups, momentum=0.9, **options)
-    return getattr(optimizers, args.optimizer)(groups, **options)
+        return torch.optim.SGD(groups, momentum=0.9, fused=True, **options)
+    return getattr(optimizers, args.optimizer)(groups, fused=True, **options)
 
 
 def learning_rate_factor(
