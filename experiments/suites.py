@@ -25,6 +25,8 @@ class Preset:
         short: of a run in the suites that hold many beside each other.
         n_bins: of AdaBins.
         student_rate: learning rate of the student, alone or under a frozen teacher.
+        muon_student: learning rate of the student under the optimiser Muon, twice that under AdamW.
+        muon_unet: width and learning rate of the U-Net under Muon, likewise.
         audio_format: of the student.
         scaling: of the student's scenes in training. AdaBins' own rows have neither this nor ``student_rate``.
     """
@@ -38,6 +40,8 @@ class Preset:
     short: int
     n_bins: int = 128
     student_rate: tuple[str, ...] = ()
+    muon_student: tuple[str, ...] = ("--learning_rate", "0.002")
+    muon_unet: tuple[str, ...] = ("--base_channels", "64", "--learning_rate", "0.004")
     wide_unet: tuple[str, ...] = ()
     audio_format: tuple[str, ...] = ("--audio_format", "interaural")
     scaling: tuple[str, ...] = ("--augment_scale", "0.2")
@@ -54,6 +58,8 @@ PRESETS = {
         short=12,
         n_bins=64,
         student_rate=("--learning_rate", "0.002"),
+        muon_student=("--learning_rate", "0.004"),
+        muon_unet=("--base_channels", "32", "--learning_rate", "0.002"),
         wide_unet=("--base_channels", "64", "--learning_rate", "0.0005"),
     ),
     "gpu": Preset(
@@ -84,6 +90,7 @@ SMOKE = Preset(
     epochs=2,
     short=2,
     n_bins=8,
+    muon_unet=("--base_channels", "4", "--learning_rate", "0.004"),
 )
 
 
@@ -187,10 +194,11 @@ class Rows:
         width: tuple[str, ...] = (),
         loss: tuple[str, ...] = PLAIN,
         audio: tuple[str, ...] | None = None,
+        rate: tuple[str, ...] = (),
     ) -> Run:
         """The audio student on its own: the loss of a taught one, without its teacher."""
         audio = self.input if audio is None else audio
-        shape = (*(width or self.preset.student), *self.preset.student_rate, *audio)
+        shape = (*(width or self.preset.student), *(rate or self.preset.student_rate), *audio)
         command = ("train_binaural_attention.py", *shape, *self.labels(fraction), *loss)
         return Run(self.name(what, fraction), command, self.epochs)
 
@@ -454,26 +462,40 @@ def tune(setting: Setting) -> Suite:
 
 
 def budget(setting: Setting) -> Suite:
-    """The student alone and the U-Net, trained for longer, and a wider U-Net: which of them makes more of it?"""
+    """The student alone and the U-Net: trained for longer, wider, and by another optimiser."""
     short, full = setting.preset.short, setting.preset.epochs
     makers = [Rows(setting, epochs) for epochs in (short, full, 2 * full)]
     pairs = [(make.audio(), make.baseline("unet_baseline")) for make in makers]
     student, unet = pairs[1]
     width = setting.preset.wide_unet
     wide = [makers[1].baseline("unet_baseline", what="unet baseline, wide", width=width)] if width else []
+    by_muon = [muon_pair(make) for make in makers[:2]]
     return Suite(
-        "The budget: the student alone beside the U-Net of as many epochs, and beside a wider one",
-        [row for pair in pairs for row in pair] + wide,
-        {student.name: unet.name for student, unet in pairs} | {row.name: unet.name for row in wide},
+        "The budget: the student alone beside the U-Net, for as many epochs, and each by another optimiser",
+        [row for pair in (*pairs, *by_muon) for row in pair] + wide,
+        {student.name: unet.name for student, unet in (*pairs, *by_muon)} | {row.name: unet.name for row in wide},
         comparisons=[
             *(
                 (longer.name, run.name)
-                for before, after in itertools.pairwise(pairs)
+                for before, after in (*itertools.pairwise(pairs), by_muon)
                 for run, longer in zip(before, after, strict=True)
             ),
+            *(
+                (muon.name, run.name)
+                for before, after in zip(pairs, by_muon, strict=False)
+                for run, muon in zip(before, after, strict=True)
+            ),
+            *((muon.name, rival.name) for muon in (by_muon[0][0], by_muon[1][0]) for _, rival in pairs[1:]),
             *((student.name, row.name) for row in wide),
         ],
     )
+
+
+def muon_pair(make: Rows) -> tuple[Run, Run]:
+    """The student alone and the U-Net, trained by Muon instead of AdamW."""
+    student = make.audio(what="audio alone, Muon", rate=("--optimizer", "Muon", *make.preset.muon_student))
+    width = ("--optimizer", "Muon", *make.preset.muon_unet)
+    return student, make.baseline("unet_baseline", what="unet baseline, Muon", width=width)
 
 
 def mirror(setting: Setting) -> Suite:
