@@ -202,6 +202,10 @@ class Rows:
         command = ("train_binaural_attention.py", *shape, *self.labels(fraction), *loss)
         return Run(self.name(what, fraction), command, self.epochs)
 
+    def by_muon(self) -> Run:
+        """The audio student on its own, trained by Muon."""
+        return self.audio(what="audio alone, Muon", rate=("--optimizer", "Muon", *self.preset.muon_student))
+
     def shared_ears(self, fraction: float = 1.0) -> Run:
         """The audio student on its own, with one set of weights for both ears."""
         return self.audio(fraction, "audio alone, shared ears", width=(*self.preset.student, "--share_ears"))
@@ -223,6 +227,11 @@ class Rows:
         width = width or (self.preset.unet if model == "unet_baseline" else (*self.preset.teacher, *PLAIN[:2]))
         command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *width, *self.labels(fraction))
         return Run(self.name(what or model.replace("_", " "), fraction), (*command, *flags), self.epochs)
+
+    def unet_by_muon(self) -> Run:
+        """The U-Net, trained by Muon."""
+        width = ("--optimizer", "Muon", *self.preset.muon_unet)
+        return self.baseline("unet_baseline", what="unet baseline, Muon", width=width)
 
     def interaural_unet(self) -> Run:
         """The U-Net with the student's audio input and its scaled scenes."""
@@ -462,40 +471,35 @@ def tune(setting: Setting) -> Suite:
 
 
 def budget(setting: Setting) -> Suite:
-    """The student alone and the U-Net: trained for longer, wider, and by another optimiser."""
+    """The student alone and the U-Net: trained for longer, by another optimiser, and a wider U-Net."""
     short, full = setting.preset.short, setting.preset.epochs
     makers = [Rows(setting, epochs) for epochs in (short, full, 2 * full)]
     pairs = [(make.audio(), make.baseline("unet_baseline")) for make in makers]
-    student, unet = pairs[1]
+    (short_student, short_unet), (student, unet), (long_student, long_unet) = pairs
     width = setting.preset.wide_unet
     wide = [makers[1].baseline("unet_baseline", what="unet baseline, wide", width=width)] if width else []
-    by_muon = [muon_pair(make) for make in makers[:2]]
+    short_muon, muon = (make.by_muon() for make in makers[:2])
+    muon_unet = makers[1].unet_by_muon()
+    against = [
+        *((short_muon, row) for row in (short_unet, student, unet)),
+        *((muon, row) for row in (unet, long_student, long_unet, muon_unet, short_muon)),
+        *((student, row) for row in wide),
+    ]
     return Suite(
-        "The budget: the student alone beside the U-Net, for as many epochs, and each by another optimiser",
-        [row for pair in (*pairs, *by_muon) for row in pair] + wide,
-        {student.name: unet.name for student, unet in (*pairs, *by_muon)} | {row.name: unet.name for row in wide},
+        "The budget: the student alone beside the U-Net, for as many epochs, by another optimiser, and a wider U-Net",
+        [*itertools.chain(*pairs), short_muon, muon, muon_unet, *wide],
+        {student.name: unet.name for student, unet in pairs}
+        | {short_muon.name: short_student.name, muon.name: student.name}
+        | {row.name: unet.name for row in (muon_unet, *wide)},
         comparisons=[
             *(
                 (longer.name, run.name)
-                for before, after in (*itertools.pairwise(pairs), by_muon)
+                for before, after in itertools.pairwise(pairs)
                 for run, longer in zip(before, after, strict=True)
             ),
-            *(
-                (muon.name, run.name)
-                for before, after in zip(pairs, by_muon, strict=False)
-                for run, muon in zip(before, after, strict=True)
-            ),
-            *((muon.name, rival.name) for muon in (by_muon[0][0], by_muon[1][0]) for _, rival in pairs[1:]),
-            *((student.name, row.name) for row in wide),
+            *((row.name, rival.name) for row, rival in against),
         ],
     )
-
-
-def muon_pair(make: Rows) -> tuple[Run, Run]:
-    """The student alone and the U-Net, trained by Muon instead of AdamW."""
-    student = make.audio(what="audio alone, Muon", rate=("--optimizer", "Muon", *make.preset.muon_student))
-    width = ("--optimizer", "Muon", *make.preset.muon_unet)
-    return student, make.baseline("unet_baseline", what="unet baseline, Muon", width=width)
 
 
 def mirror(setting: Setting) -> Suite:
