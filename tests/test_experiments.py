@@ -551,8 +551,8 @@ def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):
         "--dry_run",
     )
     assert code == 0
-    assert len([shlex.split(line) for line in out.splitlines()]) == 12, "of whom the network that sees teaches three"
-    assert errors == "12 trainings, 1 at a time; what is done is not done again\n"
+    assert len([shlex.split(line) for line in out.splitlines()]) == 13, "of whom the network that sees teaches three"
+    assert errors == "13 trainings, 1 at a time; what is done is not done again\n"
     assert not (tmp_path / "r").exists()
 
 
