@@ -30,7 +30,7 @@ OPTIMIZERS = {
     "AdamW": partial(torch.optim.AdamW, fused=True),
     "Adam": partial(torch.optim.Adam, fused=True),
     "SGD": partial(torch.optim.SGD, fused=True),
-    "Muon": optimizers.Muon,
+    "Muon": optimizers.muon,
 }
 
 

@@ -50,7 +50,7 @@ def test_muon_moves_a_matrix_equally_far_in_all_its_directions():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(8, 16, 3, bias=False), nn.BatchNorm2d(16))
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    optimizer = optimizers.Muon(network.parameters(), lr=0.01)
+    optimizer = optimizers.muon(network.parameters(), lr=0.01)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.grad = torch.randn_like(parameter)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm.optim.muon
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 def in_memory_order(x: Tensor) -> Tensor:
@@ -38,19 +38,19 @@ class AdamW(_InMemoryOrder, torch.optim.AdamW):
     """:class:`torch.optim.AdamW`."""
 
 
-class Muon(timm.optim.muon.Muon):
-    """Momentum made orthogonal (Jordan et al., 2024): each weight matrix moves equally far in all its directions.
+def muon(groups: Any, lr: float, weight_decay: float = 0.0) -> Optimizer:
+    """Return timm's Muon: momentum made orthogonal (Jordan et al., 2024).
 
-    The weights [out, in, k, k] of a convolution are a matrix [out, in k k]; five steps of Newton and Schulz make the
-    momentum of each orthogonal. The update is scaled to the size of AdamW's (Liu et al., 2025), so that one learning
-    rate serves both. What is no matrix, or too small a one, NAdamW updates: norms, biases, gates, the first and the
-    last convolution.
+    Each weight matrix moves equally far in all its directions. The weights [out, in, k, k] of a convolution are a
+    matrix [out, in k k]; five steps of Newton and Schulz make the momentum of each orthogonal. The update is scaled to
+    the size of AdamW's (Liu et al., 2025). What is no matrix, or too small a one, NAdamW updates at the same rate:
+    norms, biases, gates, the first and the last convolution.
 
     Args:
         groups: of parameters.
         lr: learning rate.
         weight_decay: decoupled, as AdamW's.
     """
+    from timm.optim.muon import Muon  # here: it takes seconds to import
 
-    def __init__(self, groups: Any, lr: float, weight_decay: float = 0.0) -> None:
-        super().__init__(groups, lr=lr, weight_decay=weight_decay, momentum=0.95, nesterov=True, betas=(0.9, 0.999))
+    return Muon(groups, lr=lr, weight_decay=weight_decay, momentum=0.95, nesterov=True, betas=(0.9, 0.999))

@@ -261,7 +261,7 @@ def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:
     ]
     options = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
     if args.optimizer == "Muon":
-        return optimizers.Muon(groups, **options)
+        return optimizers.muon(groups, **options)
     if args.optimizer == "SGD":
         return torch.optim.SGD(groups, momentum=0.9, fused=True, **options)
     return getattr(optimizers, args.optimizer)(groups, fused=True, **options)
