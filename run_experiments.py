@@ -6,7 +6,7 @@
     python run_experiments.py ablation                each part of the teaching off in turn
     python run_experiments.py transfer                tested where it was not trained
     python run_experiments.py tune --seeds 0          width and rate of the U-Net baseline, by the validation samples
-    python run_experiments.py budget                  the student alone, the U-Net and a wider one, trained for longer
+    python run_experiments.py budget                  the student alone and the U-Net: for longer, wider, by Muon
     python run_experiments.py mirror                  the two, asked about mirror images too
 
 What is done is not done again, what was killed goes on, what failed is reported and does not stop the others. With

@@ -330,8 +330,7 @@ def create_networks(
         if not sees:
             raise OptionError(f"--phase teacher: --dataset {args.dataset} has no pictures here")
         return create_teacher(args, shared, notes), None
-    ears = {"attention_levels": args.attention_levels, "share_ears": args.share_ears}
-    hearing = {**ears, **options.hearing_config(args)}
+    hearing = {"attention_levels": args.attention_levels, "share_ears": args.share_ears, **options.hearing_config(args)}
     student = create_model("adabins_audio", **shared, **hearing)
     return student, create_teacher(args, shared, notes) if sees else None
 

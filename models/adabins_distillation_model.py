@@ -281,12 +281,14 @@ class AdaBinsAudioNet(AdaBinsNet):
         share_ears: bool = False,
         **config: Any,
     ) -> None:
-        hearing: dict[str, Any] = {
-            "compress_input": compress_input,
-            "audio_channels": audio_channels,
-            "share_ears": share_ears,
-        }
-        super().__init__(base_channels, attention_levels=sorted(set(attention_levels)), **hearing, **config)
+        super().__init__(
+            base_channels,
+            attention_levels=sorted(set(attention_levels)),
+            compress_input=compress_input,
+            audio_channels=audio_channels,
+            share_ears=share_ears,
+            **config,
+        )
 
 
 class AdaBinsRGBNet(AdaBinsNet):
@@ -356,12 +358,13 @@ def create_adabins_distillation_model(
     """
     source = "imagenet" if use_pretrained_rgb is True else use_pretrained_rgb
     config |= {"base_channels": base_channels, "n_bins": n_bins}
-    hearing: dict[str, Any] = {
-        "compress_input": compress_input,
-        "audio_channels": audio_channels,
-        "share_ears": share_ears,
-    }
-    audio = AdaBinsAudioNet(attention_levels=attention_levels, **hearing, **config)
+    audio = AdaBinsAudioNet(
+        attention_levels=attention_levels,
+        compress_input=compress_input,
+        audio_channels=audio_channels,
+        share_ears=share_ears,
+        **config,
+    )
     if not source:
         return AdaBinsDistillationModel(audio, AdaBinsRGBNet(**config))
     rgb_encoder, weights = read_pretrained(source)

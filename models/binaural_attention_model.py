@@ -132,7 +132,7 @@ class BinauralEncoder(nn.Module):
         else:
             self.left, self.right = Encoder(1, base_channels), Encoder(1, base_channels)
         self.both = Encoder(channels - EARS, base_channels) if channels > EARS else None
-        if share_ears:
+        if share_ears:  # after the third encoder, so that a seed still draws the weights that it always drew
             self.either_asks = ask()
         else:
             self.left_asks, self.right_asks = ask(), ask()

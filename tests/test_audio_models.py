@@ -51,9 +51,8 @@ def test_the_students_levels_have_the_teachers_shapes():
 )
 def test_the_ears_are_told_apart(name, config):
     torch.manual_seed(0)
-    model = create_model(
-        name, base_channels=4, **config
-    )  # in training mode: the norms lift what fades in untrained weights
+    # In training mode: the norms lift what fades in untrained weights.
+    model = create_model(name, base_channels=4, **config)
     audio, rest = heard(), [torch.rand(2, 3, 64, 64)] if name == "multimodal_fusion" else []
     with torch.no_grad():
         depth, swapped = model(audio, *rest), model(audio.flip(1), *rest)
