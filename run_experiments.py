@@ -33,7 +33,7 @@ from dataloaders.simulated import DEFAULT_SIMULATION
 from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
 from experiments.runs import Run, Runner, data_flags, with_teachers
-from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
+from experiments.suites import OPTIMIZERS, PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Evaluator
 from simulation.rooms import KINDS
 from training import options
@@ -52,6 +52,17 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=tuple(PRESETS), help="how large, and how long (default: cpu)")
     parser.add_argument(
         "--seeds", type=options.non_negative_int, nargs="+", default=[0, 1, 2], metavar="N", help="of each training"
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        help="of all rows but the U-Net's (default: that of the suite and the preset)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=options.positive_int,
+        metavar="N",
+        help="of each row (default: that of the suite and the preset)",
     )
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose name contains one of these, and controls")
     group = parser.add_argument_group("data")
@@ -179,6 +190,9 @@ def refuse_idle(args: argparse.Namespace) -> None:
         for flag in flags if suite != args.suite else ():
             if getattr(args, flag) is not None:
                 raise OptionError(f"--{flag} has no effect in {args.suite}; it is of {suite}")
+    for flag, suites in {"optimizer": ("tune", "budget", "smoke"), "epochs": ("budget", "smoke")}.items():
+        if args.suite in suites and getattr(args, flag) is not None:
+            raise OptionError(f"--{flag} has no effect in {args.suite}, whose rows have their own")
     if args.suite == "smoke" and args.preset is not None:
         raise OptionError("--preset has no effect in smoke, which has a size of its own")
     options.check_device(argparse.Namespace(gpu_ids=args.gpu_ids, precision="auto"))
@@ -229,6 +243,8 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
         more_pairs=f"{pairs.resolve()}" if pairs else None,
         other_location=location,
         other_test=data_flags(*test) if test else None,
+        epochs=args.epochs,
+        optimizer=args.optimizer,
     )
 
 

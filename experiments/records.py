@@ -129,11 +129,11 @@ def load(path: Path, command: str, settings: Sequence[Settings]) -> Record:
 
     Args:
         path: its file.
-        command: what makes such a record today.
-        settings: of that command, likewise.
+        command: what makes such a record today; of its words the script alone has to be the record's.
+        settings: of that command, likewise: they say what is trained, whether a flag says it or a default.
 
     Raises:
-        DataError: the file is broken, or of another command, or of other defaults behind it.
+        DataError: the file is broken, or of another script, or of other settings.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -145,12 +145,13 @@ def load(path: Path, command: str, settings: Sequence[Settings]) -> Record:
             raise ValueError("its settings are none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path} is no record of a test ({type(error).__name__}: {error}); delete it") from None
-    if record.command != command:
+    script = command.split()[0]
+    if record.command.split()[0] != script or len(record.settings) != len(settings):
         raise DataError(f"{path} was made by another command, {record.command!r}; give another --scores_dir")
-    for before, now in zip(record.settings, settings, strict=True):  # of one command there are equally many
+    for before, now in zip(record.settings, settings, strict=True):
         if differing := differences(before, now):
             raise DataError(
-                f"{path} was made under other defaults ({differing}); delete it to train it anew, or give another "
+                f"{path} was made under other settings ({differing}); delete it to train it anew, or give another "
                 "--scores_dir"
             )
     return record

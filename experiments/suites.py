@@ -8,6 +8,31 @@ from dataclasses import dataclass, field, replace
 
 from experiments.runs import Run
 
+OPTIMIZERS = ("AdamW", "Muon")  # that a preset has learning rates for
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rates that go with an optimiser, as flags; none: the default of the script.
+
+    Attributes:
+        student: of the audio student, alone or under a frozen teacher.
+        teacher: of the RGB teacher, of fusion and of Base+Residual, none of which is tuned on its own.
+        bins: of the AdaBins networks.
+    """
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    bins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long the rows of a suite train, and by which of ``OPTIMIZERS``."""
+
+    epochs: int
+    optimizer: str = "AdamW"
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -17,18 +42,19 @@ class Preset:
         size: flags of all runs.
         student: width and attention levels of the audio student.
         wide_student: those of a larger one.
-        teacher: width and learning rate of the RGB teacher, and of those baselines whose own are not tuned.
-        unet: width and learning rate of the U-Net baseline; of ``cpu`` chosen on the validation rooms by the suite
-            ``tune``, of the others not yet: run ``tune`` on the data at hand.
+        teacher: width of the RGB teacher, and of those baselines whose own is not tuned.
+        unet: width and learning rate of the U-Net baseline under AdamW; of ``cpu`` chosen on the validation rooms by
+            the suite ``tune``, of the others not yet: run ``tune`` on the data at hand.
         wide_unet: those of a U-Net twice as wide, or nothing where ``unet`` is as wide as published, 64 channels.
-        epochs: of a run, and of every teacher.
+        muon_unet: those under Muon.
+        rates: of all others, by optimiser.
+        ladder: the budget of ``ladder``.
+        epochs: of ``labels``, and of the U-Net wherever it stands beside rows of another optimiser.
         short: of a run in the suites that hold many beside each other.
+        teacher_epochs: of a teacher at least, by optimiser; of students that train for longer it trains as long.
         n_bins: of AdaBins.
-        student_rate: learning rate of the student, alone or under a frozen teacher.
-        muon_student: learning rate of the student under the optimiser Muon, twice that under AdamW.
-        muon_unet: width and learning rate of the U-Net under Muon, likewise.
         audio_format: of the student.
-        scaling: of the student's scenes in training. AdaBins' own rows have neither this nor ``student_rate``.
+        scaling: of the student's scenes in training. AdaBins' own rows have neither this nor the student's rate.
     """
 
     size: tuple[str, ...]
@@ -36,15 +62,21 @@ class Preset:
     wide_student: tuple[str, ...]
     teacher: tuple[str, ...]
     unet: tuple[str, ...]
+    muon_unet: tuple[str, ...]
+    rates: dict[str, Rates]
+    ladder: Budget
     epochs: int
     short: int
+    teacher_epochs: dict[str, int]
     n_bins: int = 128
-    student_rate: tuple[str, ...] = ()
-    muon_student: tuple[str, ...] = ("--learning_rate", "0.002")
-    muon_unet: tuple[str, ...] = ("--base_channels", "64", "--learning_rate", "0.004")
     wide_unet: tuple[str, ...] = ()
     audio_format: tuple[str, ...] = ("--audio_format", "interaural")
     scaling: tuple[str, ...] = ("--augment_scale", "0.2")
+
+
+def at(rate: str) -> tuple[str, ...]:
+    """Return a learning rate as flags."""
+    return "--learning_rate", rate
 
 
 PRESETS = {
@@ -52,45 +84,66 @@ PRESETS = {
         size=("--image_size", "64", "--batch_size", "16", "--num_workers", "0", "--augment"),
         student=("--base_channels", "8", "--attention_levels", "4", "5"),
         wide_student=("--base_channels", "16", "--attention_levels", "4", "5"),
-        teacher=("--base_channels", "16", "--learning_rate", "0.002"),
-        unet=("--base_channels", "32", "--learning_rate", "0.001"),
+        teacher=("--base_channels", "16"),
+        unet=("--base_channels", "32", *at("0.001")),
+        muon_unet=("--base_channels", "32", *at("0.002")),
+        wide_unet=("--base_channels", "64", *at("0.0005")),
+        rates={
+            "AdamW": Rates(student=at("0.002"), teacher=at("0.002")),
+            "Muon": Rates(student=at("0.004"), teacher=at("0.004"), bins=at("0.002")),
+        },
+        ladder=Budget(12, "Muon"),
         epochs=36,
         short=12,
+        teacher_epochs={"AdamW": 36, "Muon": 12},
         n_bins=64,
-        student_rate=("--learning_rate", "0.002"),
-        muon_student=("--learning_rate", "0.004"),
-        muon_unet=("--base_channels", "32", "--learning_rate", "0.002"),
-        wide_unet=("--base_channels", "64", "--learning_rate", "0.0005"),
     ),
     "gpu": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
         student=("--base_channels", "32"),
         wide_student=("--base_channels", "64"),
-        teacher=("--base_channels", "32", "--learning_rate", "0.0005"),
-        unet=("--base_channels", "64", "--learning_rate", "0.002"),
+        teacher=("--base_channels", "32"),
+        unet=("--base_channels", "64", *at("0.002")),
+        muon_unet=("--base_channels", "64", *at("0.004")),
+        rates={
+            "AdamW": Rates(teacher=at("0.0005")),
+            "Muon": Rates(student=at("0.002"), teacher=at("0.001"), bins=at("0.002")),
+        },
+        ladder=Budget(60),
         epochs=60,
         short=20,
+        teacher_epochs={"AdamW": 60, "Muon": 20},
     ),
     "paper": Preset(
         size=("--image_size", "256", "--batch_size", "64", "--num_workers", "8", "--augment"),
         student=("--base_channels", "64"),
         wide_student=("--base_channels", "96"),
-        teacher=("--base_channels", "64", "--learning_rate", "0.0001"),
-        unet=("--base_channels", "64", "--learning_rate", "0.002"),
+        teacher=("--base_channels", "64"),
+        unet=("--base_channels", "64", *at("0.002")),
+        muon_unet=("--base_channels", "64", *at("0.004")),
+        rates={
+            "AdamW": Rates(teacher=at("0.0001")),
+            "Muon": Rates(student=at("0.002"), teacher=at("0.0002"), bins=at("0.002")),
+        },
+        ladder=Budget(200),
         epochs=200,
         short=60,
+        teacher_epochs={"AdamW": 200, "Muon": 60},
     ),
 }
 SMOKE = Preset(
     size=("--image_size", "32", "--batch_size", "4", "--num_workers", "0"),
     student=("--base_channels", "4", "--attention_levels", "5"),
     wide_student=("--base_channels", "6", "--attention_levels", "5"),
-    teacher=("--base_channels", "4", "--learning_rate", "0.002"),
-    unet=("--base_channels", "4", "--learning_rate", "0.002"),
+    teacher=("--base_channels", "4"),
+    unet=("--base_channels", "4", *at("0.002")),
+    muon_unet=("--base_channels", "4", *at("0.004")),
+    rates={"AdamW": Rates(teacher=at("0.002")), "Muon": Rates(at("0.002"), at("0.004"), at("0.002"))},
+    ladder=Budget(2),
     epochs=2,
     short=2,
+    teacher_epochs={"AdamW": 2, "Muon": 2},
     n_bins=8,
-    muon_unet=("--base_channels", "4", "--learning_rate", "0.004"),
 )
 
 
@@ -106,6 +159,8 @@ class Setting:
             none.
         other_location: one that is kept for the test; None: there is none.
         other_test: flags of another data set to be tested on; None: there is none.
+        epochs: of the rows; None: as the suite has it.
+        optimizer: of the rows, likewise.
     """
 
     preset: Preset
@@ -114,6 +169,12 @@ class Setting:
     more_pairs: str | None = None
     other_location: str | None = None
     other_test: tuple[str, ...] | None = None
+    epochs: int | None = None
+    optimizer: str | None = None
+
+    def rows(self, budget: Budget) -> Rows:
+        """Return the maker of rows under a budget, or under what is asked for instead."""
+        return Rows(self, Budget(self.epochs or budget.epochs, self.optimizer or budget.optimizer))
 
 
 @dataclass(frozen=True)
@@ -146,46 +207,54 @@ FEATURES = ("--lambda_feat", "0.1", "--feature_loss", "mse", "--feature_levels",
 
 
 class Rows:
-    """The trainings out of which suites are put together, under one setting.
+    """The trainings out of which suites are put together, under one setting and one budget.
 
     A row's name says all that tells it from the others of a preset, so that suites share what they have in common.
     """
 
-    def __init__(self, setting: Setting, epochs: int) -> None:
+    def __init__(self, setting: Setting, budget: Budget) -> None:
         self.setting = setting
         self.preset = setting.preset
-        self.epochs = epochs
+        self.epochs = budget.epochs
+        self.teacher_epochs = max(self.epochs, self.preset.teacher_epochs[budget.optimizer])
+        self.rates = self.preset.rates[budget.optimizer]
+        self.optimizer = budget.optimizer
         self.input = (*self.preset.audio_format, *self.preset.scaling)
 
     def labels(self, fraction: float) -> tuple[str, ...]:
         """Return the flags of a share of the labels: equally many steps, however many there are."""
         return ("--label_fraction", f"{fraction:g}", "--steps_per_epoch", f"{self.setting.steps}")
 
-    def name(self, what: str, fraction: float, epochs: int | None = None) -> str:
-        """Return what is trained, on which share of the labels, and for how long."""
-        return f"{what}, {100 * fraction:g} % labels, {epochs or self.epochs} epochs"
+    def by(self, rate: tuple[str, ...], optimizer: str | None = None) -> tuple[str, ...]:
+        """Return the flags of an optimiser and its learning rate."""
+        return "--optimizer", optimizer or self.optimizer, *rate
+
+    def name(self, what: str, *of: str, epochs: int | None = None, optimizer: str | None = None) -> str:
+        """Return what is trained, by which optimiser where that is not AdamW, on what, and for how long."""
+        by = [name for name in (optimizer or self.optimizer,) if name != "AdamW"]
+        return ", ".join((what, *by, *of, f"{epochs or self.epochs} epochs"))
 
     def teacher(self, fraction: float = 1.0) -> Run:
         """The RGB teacher, of the same rooms and labels."""
-        command = ("train_rgb_depth.py", *self.preset.teacher, *self.labels(fraction))
-        return Run(self.name("RGB", fraction, self.preset.epochs), command, self.preset.epochs)
+        command = ("train_rgb_depth.py", *self.preset.teacher, *self.by(self.rates.teacher), *self.labels(fraction))
+        return Run(self.name("RGB", share(fraction), epochs=self.teacher_epochs), command, self.teacher_epochs)
 
     def other_teacher(self) -> Run | None:
         """An RGB teacher of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
-        command = ("train_rgb_depth.py", *self.preset.teacher)
-        name = f"RGB, other rooms, {self.preset.epochs} epochs"
-        return Run(name, command, self.preset.epochs, data=self.setting.other_data)
+        command = ("train_rgb_depth.py", *self.preset.teacher, *self.by(self.rates.teacher))
+        name = self.name("RGB", "other rooms", epochs=self.teacher_epochs)
+        return Run(name, command, self.teacher_epochs, data=self.setting.other_data)
 
     def other_fusion(self) -> Run | None:
         """A fusion teacher, which sees and hears, of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
-        model = ("train_baseline.py", "--model", "multimodal_fusion", "--scheduler", "cosine")
-        command = (*model, *self.preset.teacher, *PLAIN[:2], *self.preset.audio_format)
-        name = f"fusion, other rooms, {self.preset.epochs} epochs"
-        return Run(name, command, self.preset.epochs, data=self.setting.other_data)
+        model = ("train_baseline.py", "--model", "multimodal_fusion", "--scheduler", "cosine", *self.preset.teacher)
+        command = (*model, *self.by(self.rates.teacher), *PLAIN[:2], *self.preset.audio_format)
+        name = self.name("fusion", "other rooms", epochs=self.teacher_epochs)
+        return Run(name, command, self.teacher_epochs, data=self.setting.other_data)
 
     def audio(
         self,
@@ -194,17 +263,12 @@ class Rows:
         width: tuple[str, ...] = (),
         loss: tuple[str, ...] = PLAIN,
         audio: tuple[str, ...] | None = None,
-        rate: tuple[str, ...] = (),
     ) -> Run:
         """The audio student on its own: the loss of a taught one, without its teacher."""
         audio = self.input if audio is None else audio
-        shape = (*(width or self.preset.student), *(rate or self.preset.student_rate), *audio)
+        shape = (*(width or self.preset.student), *self.by(self.rates.student), *audio)
         command = ("train_binaural_attention.py", *shape, *self.labels(fraction), *loss)
-        return Run(self.name(what, fraction), command, self.epochs)
-
-    def by_muon(self) -> Run:
-        """The audio student on its own, trained by Muon."""
-        return self.audio(what="audio alone, Muon", rate=("--optimizer", "Muon", *self.preset.muon_student))
+        return Run(self.name(what, share(fraction)), command, self.epochs)
 
     def shared_ears(self, fraction: float = 1.0) -> Run:
         """The audio student on its own, with one set of weights for both ears."""
@@ -212,36 +276,48 @@ class Rows:
 
     def taught(self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None) -> Run:
         """The audio student under a teacher."""
-        shape = (*self.preset.student, *self.preset.student_rate, *self.input)
+        shape = (*self.preset.student, *self.by(self.rates.student), *self.input)
         command = ("train_distillation.py", *shape, *self.labels(fraction), *flags)
-        return Run(self.name(what, fraction), command, self.epochs, teacher=teacher or self.teacher(fraction))
+        return Run(self.name(what, share(fraction)), command, self.epochs, teacher=teacher or self.teacher(fraction))
 
-    def baseline(
-        self, model: str, *flags: str, what: str = "", fraction: float = 1.0, width: tuple[str, ...] = ()
-    ) -> Run:
-        """One of the systems that the student is compared with, under its budget.
+    def baseline(self, model: str) -> Run:
+        """One of the systems that the student is compared with, under its budget; all labels.
 
-        The U-Net has the width and the rate that are tuned for it, the others those of the RGB teacher, and no
-        smoothness in their loss, as none of their rivals has.
+        It has the width and the rate of the RGB teacher, and no smoothness in its loss, as none of its rivals has.
         """
-        width = width or (self.preset.unet if model == "unet_baseline" else (*self.preset.teacher, *PLAIN[:2]))
-        command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *width, *self.labels(fraction))
-        return Run(self.name(what or model.replace("_", " "), fraction), (*command, *flags), self.epochs)
+        command = ("train_baseline.py", "--model", model, "--scheduler", "cosine", *self.preset.teacher)
+        command = (*command, *self.by(self.rates.teacher), *PLAIN[:2], *self.labels(1.0))
+        return Run(self.name(model.replace("_", " "), share(1.0)), command, self.epochs)
+
+    def unet(self, *flags: str, what: str = "unet baseline", fraction: float = 1.0, width: tuple[str, ...] = ()) -> Run:
+        """The U-Net baseline, with the width and the rate that are tuned for it.
+
+        By AdamW, since Muon gains it nothing: beside rows that Muon trains, for as many epochs as beside those that
+        AdamW does.
+        """
+        epochs = self.epochs if self.optimizer == "AdamW" else self.preset.epochs
+        name = self.name(what, share(fraction), epochs=epochs, optimizer="AdamW")
+        return self._unet(name, self.by(width or self.preset.unet, "AdamW"), fraction, flags, epochs)
 
     def unet_by_muon(self) -> Run:
-        """The U-Net, trained by Muon."""
-        width = ("--optimizer", "Muon", *self.preset.muon_unet)
-        return self.baseline("unet_baseline", what="unet baseline, Muon", width=width)
+        """The U-Net, trained by Muon; all labels."""
+        name = self.name("unet baseline", share(1.0), optimizer="Muon")
+        return self._unet(name, self.by(self.preset.muon_unet, "Muon"), 1.0, (), self.epochs)
+
+    def _unet(self, name: str, width: tuple[str, ...], fraction: float, flags: tuple[str, ...], epochs: int) -> Run:
+        command = ("train_baseline.py", "--model", "unet_baseline", "--scheduler", "cosine", *width)
+        return Run(name, (*command, *self.labels(fraction), *flags), epochs)
 
     def interaural_unet(self) -> Run:
         """The U-Net with the student's audio input and its scaled scenes."""
-        return self.baseline("unet_baseline", *self.input, what="unet baseline, interaural")
+        return self.unet(*self.input, what="unet baseline, interaural")
 
     def bins_teacher(self, fraction: float = 1.0) -> Run:
         """The AdaBins RGB teacher, of the same rooms and labels, as wide as the student."""
         width, bins = self.preset.student[:2], ("--n_bins", f"{self.preset.n_bins}")
-        command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *self.labels(fraction), *bins)
-        return Run(self.name("AdaBins RGB", fraction, self.preset.epochs), command, self.preset.epochs)
+        command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *self.by(self.rates.bins))
+        name = self.name("AdaBins RGB", share(fraction), epochs=self.teacher_epochs)
+        return Run(name, (*command, *self.labels(fraction), *bins), self.teacher_epochs)
 
     def adabins(
         self,
@@ -249,14 +325,21 @@ class Rows:
         *flags: str,
         fraction: float = 1.0,
         n_bins: int | None = None,
+        rate: tuple[str, ...] | None = None,
         teacher: Run | None = None,
     ) -> Run:
         """The AdaBins student under a frozen teacher, or, without one, under one that learns along."""
         bins = ("--n_bins", f"{n_bins or self.preset.n_bins}")
-        student = (*self.preset.student, *self.preset.audio_format)
+        rate = self.rates.bins if rate is None else rate
+        student = (*self.preset.student, *self.by(rate), *self.preset.audio_format)
         frozen = ("--freeze_rgb",) if teacher else ()
         command = ("train_adabins_distillation.py", *student, *self.labels(fraction), *bins, *flags, *frozen)
-        return Run(self.name(what, fraction), command, self.epochs, teacher=teacher)
+        return Run(self.name(what, share(fraction)), command, self.epochs, teacher=teacher)
+
+
+def share(fraction: float) -> str:
+    """Return a share of the labels as names of rows say it."""
+    return f"{100 * fraction:g} % labels"
 
 
 def asked_twice(run: Run, name: str) -> Run:
@@ -266,7 +349,7 @@ def asked_twice(run: Run, name: str) -> Run:
 
 def ladder(setting: Setting) -> Suite:
     """From sound alone to all that teaching has, beside the systems that it is compared with; all labels."""
-    make = Rows(setting, setting.preset.epochs)
+    make = setting.rows(setting.preset.ladder)
     control = make.audio()
     depth = make.taught("depth distillation")
     features = make.taught("depth + features", *FEATURES)
@@ -275,9 +358,9 @@ def ladder(setting: Setting) -> Suite:
     bins_alone = make.adabins("AdaBins alone", "--phase", "finetune")
     bins = make.adabins("AdaBins distillation")
     bins_alike = make.adabins(
-        "AdaBins alone, as the student", "--phase", "finetune", *make.preset.student_rate, *make.preset.scaling
+        "AdaBins alone, as the student", "--phase", "finetune", *make.preset.scaling, rate=make.rates.student
     )
-    unet = make.baseline("unet_baseline")
+    unet = make.unet()
     interaural_unet = make.interaural_unet()
     others = [make.shared_ears(), unet, interaural_unet, make.baseline("base_residual")]
     fusion, rgb = make.baseline("multimodal_fusion"), make.teacher()
@@ -302,7 +385,7 @@ MORE_PAIRS = ", more unlabelled pairs"
 
 def labels(setting: Setting) -> Suite:
     """With and without distillation, from no label to all of them."""
-    make = Rows(setting, setting.preset.epochs)
+    make = setting.rows(Budget(setting.preset.epochs))
     methods = {fraction: methods_of_labels(make, fraction) for fraction in (0.0, 0.05, 0.1, 0.25, 1.0)}
     all_labels, unet, interaural_unet = methods[1.0][ALONE], methods[1.0][UNET], make.interaural_unet()
     control = {interaural_unet.name: all_labels.name}
@@ -358,13 +441,13 @@ def methods_of_labels(make: Rows, fraction: float) -> dict[str, Run]:
         what = f"{by_other}, more pairs"
         runs[OTHER_RGB + MORE_PAIRS] = make.taught(what, *more_pairs, fraction=fraction, teacher=other)
     if fraction in (0.1, 1):
-        runs[UNET] = make.baseline("unet_baseline", fraction=fraction)
+        runs[UNET] = make.unet(fraction=fraction)
     return runs
 
 
 def ablation(setting: Setting) -> Suite:
     """Each loss off in turn, the choices inside each, and what is heard, where a tenth of the pairs has depth."""
-    make = Rows(setting, setting.preset.short)
+    make = setting.rows(Budget(setting.preset.short))
     few = 0.1
 
     def taught(what: str, *flags: str) -> Run:
@@ -433,13 +516,13 @@ def ablation(setting: Setting) -> Suite:
 
 def transfer(setting: Setting) -> Suite:
     """Trained on one place, tested on another: does what was taught travel?"""
-    make = Rows(setting, setting.preset.short)
+    make = setting.rows(Budget(setting.preset.short))
     held = ("--holdout_location", setting.other_location) if setting.other_location else ()
     rows = [
         make.audio(),
         make.taught("depth distillation"),
         make.adabins("AdaBins distillation"),
-        make.baseline("unet_baseline"),
+        make.unet(),
         make.teacher(),
     ]
     if held:
@@ -456,14 +539,10 @@ def transfer(setting: Setting) -> Suite:
 
 def tune(setting: Setting) -> Suite:
     """Width and rate of the U-Net baseline, by the validation samples."""
-    make = Rows(setting, setting.preset.short)
+    make = setting.rows(Budget(setting.preset.short))
     base = int(make.preset.unet[1])
     rows = [
-        make.baseline(
-            "unet_baseline",
-            what=f"unet baseline, width {width}, rate {rate}",
-            width=("--base_channels", f"{width}", "--learning_rate", rate),
-        )
+        make.unet(what=f"unet baseline, width {width}, rate {rate}", width=("--base_channels", f"{width}", *at(rate)))
         for width in (base // 2, base, 2 * base)
         for rate in ("0.0005", "0.001", "0.002", "0.004")
     ]
@@ -473,12 +552,12 @@ def tune(setting: Setting) -> Suite:
 def budget(setting: Setting) -> Suite:
     """The student alone and the U-Net: trained for longer, by another optimiser, and a wider U-Net."""
     short, full = setting.preset.short, setting.preset.epochs
-    makers = [Rows(setting, epochs) for epochs in (short, full, 2 * full)]
-    pairs = [(make.audio(), make.baseline("unet_baseline")) for make in makers]
+    makers = [Rows(setting, Budget(epochs)) for epochs in (short, full, 2 * full)]
+    pairs = [(make.audio(), make.unet()) for make in makers]
     (short_student, short_unet), (student, unet), (long_student, long_unet) = pairs
     width = setting.preset.wide_unet
-    wide = [makers[1].baseline("unet_baseline", what="unet baseline, wide", width=width)] if width else []
-    short_muon, muon = (make.by_muon() for make in makers[:2])
+    wide = [makers[1].unet(what="unet baseline, wide", width=width)] if width else []
+    short_muon, muon = (Rows(setting, Budget(epochs, "Muon")).audio() for epochs in (short, full))
     muon_unet = makers[1].unet_by_muon()
     against = [
         *((short_muon, row) for row in (short_unet, student, unet)),
@@ -504,8 +583,8 @@ def budget(setting: Setting) -> Suite:
 
 def mirror(setting: Setting) -> Suite:
     """The student alone and the U-Net, asked about each test sample, and about its mirror image too."""
-    make = Rows(setting, setting.preset.epochs)
-    once = [make.audio(), make.baseline("unet_baseline")]
+    make = setting.rows(Budget(setting.preset.epochs))
+    once = [make.audio(), make.unet()]
     twice = [asked_twice(run, f"{run.name}, mirrored too") for run in once]
     return Suite(
         "The mirror: what a second answer, to the mirror image, adds",
@@ -517,7 +596,7 @@ def mirror(setting: Setting) -> Suite:
 
 def smoke(setting: Setting) -> Suite:
     """Minutes on anything: does the machinery work?"""
-    make = Rows(setting, setting.preset.epochs)
+    make = setting.rows(Budget(setting.preset.epochs))
     control, taught = make.audio(0.5), make.taught("depth distillation", fraction=0.5)
     twice = asked_twice(taught, f"{taught.name}, mirrored too")
     rows = [control, taught, make.teacher(0.5), twice]

@@ -43,7 +43,7 @@ class Evaluator:
         """Return the records that are there.
 
         Raises:
-            DataError: one of them is broken, or of another command, other defaults or another test.
+            DataError: one of them is broken, or of another script, other settings or another test.
         """
         if self.kept is None:
             return {}

@@ -121,7 +121,9 @@ def test_a_table_of_the_results_is_repeated_from_its_records(words, tmp_path):
     """Each row and seed that the command names has its scores in the repository: nothing is left to train."""
     args = run_experiments.create_parser().parse_args(words[2:])
     other = ("--dataset", "simulated", "--dataset_dir", "other")
-    setting = Setting(PRESETS["cpu"], 93, other, "pairs", "Storage" if args.suite == "transfer" else None)
+    place = "Storage" if args.suite == "transfer" else None
+    asked = {"epochs": args.epochs, "optimizer": args.optimizer}
+    setting = Setting(PRESETS["cpu"], 93, other, "pairs", place, **asked)
     suite = run_experiments.choose_rows(SUITES[args.suite](setting), args.only)
     runner = Runner(tmp_path, ("--dataset", "simulated", "--dataset_dir", "rooms"))
     evaluator = Evaluator(runner, suite, args.seeds, REPOSITORY / args.scores_dir)
