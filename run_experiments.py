@@ -3,6 +3,7 @@
     python run_experiments.py smoke                   a minute or two: does it all work?
     python run_experiments.py ladder --preset cpu     what each part of the teaching adds
     python run_experiments.py labels                  how many labels the teaching replaces
+    python run_experiments.py pairs                   more pairs of picture and echo than have depth
     python run_experiments.py ablation                each part of the teaching off in turn
     python run_experiments.py transfer                tested where it was not trained
     python run_experiments.py tune --seeds 0          width and rate of the U-Net baseline, by the validation samples
@@ -127,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         (other, _), (pairs, _) = further
         other_data = setting.other_data or data_flags(args.dataset, other)
         setting = replace(setting, other_data=other_data, more_pairs=setting.more_pairs or f"{pairs}")
+    if args.suite == "pairs" and setting.more_pairs is None:
+        raise OptionError("pairs needs --pairs_dataset_dir: pairs of picture and echo beside those of the data set")
     suite = choose_rows(SUITES[args.suite](setting), args.only)
     runner = Runner(
         args.output_dir,
@@ -182,14 +185,16 @@ def refuse_idle(args: argparse.Namespace) -> None:
     Raises:
         OptionError: naming the flag.
     """
-    of_suite = {
-        "labels": ("other_dataset_dir", "pairs_dataset_dir"),
-        "transfer": ("holdout_location", "transfer_to", "transfer_dir"),
+    of_suites = {
+        "other_dataset_dir": ("labels", "pairs"),
+        "pairs_dataset_dir": ("pairs",),
+        "holdout_location": ("transfer",),
+        "transfer_to": ("transfer",),
+        "transfer_dir": ("transfer",),
     }
-    for suite, flags in of_suite.items():
-        for flag in flags if suite != args.suite else ():
-            if getattr(args, flag) is not None:
-                raise OptionError(f"--{flag} has no effect in {args.suite}; it is of {suite}")
+    for flag, suites in of_suites.items():
+        if args.suite not in suites and getattr(args, flag) is not None:
+            raise OptionError(f"--{flag} has no effect in {args.suite}; it is of {' and '.join(suites)}")
     for flag, suites in {"optimizer": ("tune", "budget", "smoke"), "epochs": ("budget", "smoke")}.items():
         if args.suite in suites and getattr(args, flag) is not None:
             raise OptionError(f"--{flag} has no effect in {args.suite}, whose rows have their own")
@@ -249,12 +254,12 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
 
 
 def plan_further_rooms(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:
-    """Return the folders of other rooms and of more pairs that ``labels`` has simulated, each with its command.
+    """Return the folders of other rooms and of more pairs that a suite has simulated, each with its command.
 
     They lie beside the simulated rooms, of the same size and under seeds of their own. Rooms of another simulator have
     nothing like them: the list is empty.
     """
-    if args.dataset != "simulated" or args.suite != "labels":
+    if args.dataset != "simulated" or args.suite not in ("labels", "pairs"):
         return []
     rooms = args.dataset_dir
     try:

@@ -380,7 +380,7 @@ def ladder(setting: Setting) -> Suite:
 # What learns from few labels or from many, as the chart of error against labels names it.
 ALONE, UNET = "student alone", "U-Net"
 RGB, OTHER_RGB, OTHER_FUSION = "RGB teacher, same labels", "RGB teacher, other rooms", "fusion teacher, other rooms"
-MORE_PAIRS = ", more unlabelled pairs"
+BY_OTHER_RGB = "depth distillation by RGB of other rooms"  # the same, as a row's name says it
 
 
 def labels(setting: Setting) -> Suite:
@@ -396,8 +396,6 @@ def labels(setting: Setting) -> Suite:
         alone = runs.get(ALONE, all_labels)  # a student without a label is held against one that had them all
         taught = [run for run in runs.values() if run.teacher is not None]
         control |= {run.name: alone.name for run in runs.values() if run is not alone}
-        pairs = [(runs[name], runs[name + MORE_PAIRS]) for name in (RGB, OTHER_RGB) if name + MORE_PAIRS in runs]
-        comparisons += [(more.name, fewer.name) for fewer, more in pairs]
         if OTHER_FUSION in runs:
             comparisons.append((runs[OTHER_FUSION].name, runs[OTHER_RGB].name))  # what its teacher gains by hearing
         if UNET in runs:
@@ -423,26 +421,43 @@ def labels(setting: Setting) -> Suite:
 
 def methods_of_labels(make: Rows, fraction: float) -> dict[str, Run]:
     """Return what learns from a share of the labels, by its name in the chart."""
-    other, fusion, more = make.other_teacher(), make.other_fusion(), make.setting.more_pairs
-    more_pairs, by_other = ("--pairs_dir", f"{more}"), "depth distillation by RGB of other rooms"
+    other, fusion = make.other_teacher(), make.other_fusion()
     runs = {}
     if fraction > 0:
         runs[ALONE] = make.audio(fraction)
         runs[RGB] = make.taught("depth distillation", fraction=fraction)
     if other is not None:
-        runs[OTHER_RGB] = make.taught(by_other, fraction=fraction, teacher=other)
+        runs[OTHER_RGB] = make.taught(BY_OTHER_RGB, fraction=fraction, teacher=other)
     if fusion is not None and fraction in (0, 0.1):
         taught = make.taught("depth distillation by fusion of other rooms", fraction=fraction, teacher=fusion)
         runs[OTHER_FUSION] = replace(taught, asks_once=True)  # nothing that it hears is scaled
-    if more and fraction in (0.1, 1):
-        what = "depth distillation, more pairs"
-        runs[RGB + MORE_PAIRS] = make.taught(what, *more_pairs, fraction=fraction)
-    if more and other is not None and fraction == 0:
-        what = f"{by_other}, more pairs"
-        runs[OTHER_RGB + MORE_PAIRS] = make.taught(what, *more_pairs, fraction=fraction, teacher=other)
     if fraction in (0.1, 1):
         runs[UNET] = make.unet(fraction=fraction)
     return runs
+
+
+def pairs(setting: Setting) -> Suite:
+    """More pairs of picture and echo for a taught student, beside no label, few and all."""
+    make = setting.rows(Budget(setting.preset.epochs))
+    rows: list[Run] = []
+    control: dict[str, str] = {}
+    comparisons: list[tuple[str, str]] = []
+    for fraction in (0.0, 0.1, 1.0):
+        teacher = None if fraction else make.other_teacher()
+        if not (fraction or teacher):
+            continue  # nobody learns without a label
+        what = BY_OTHER_RGB if teacher else "depth distillation"
+        fewer = make.taught(what, fraction=fraction, teacher=teacher)
+        further = ("--pairs_dir", f"{setting.more_pairs}")
+        more = make.taught(f"{what}, more pairs", *further, fraction=fraction, teacher=teacher)
+        rows += [fewer, more]
+        control[more.name] = fewer.name
+        if fraction:
+            alone = make.audio(fraction)
+            rows.append(alone)
+            control[fewer.name] = alone.name
+            comparisons.append((more.name, alone.name))
+    return Suite("More pairs of picture and echo than have depth", rows, control, comparisons=comparisons)
 
 
 def ablation(setting: Setting) -> Suite:
@@ -607,6 +622,7 @@ SUITES: dict[str, Callable[[Setting], Suite]] = {
     "ladder": ladder,
     "ablation": ablation,
     "labels": labels,
+    "pairs": pairs,
     "transfer": transfer,
     "tune": tune,
     "budget": budget,

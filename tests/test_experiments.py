@@ -99,10 +99,23 @@ def test_all_rows_of_a_table_take_equally_many_steps():
     for name in ("ladder", "labels"):
         rows = [row for row in SUITES[name](SETTING).rows if not row.name.startswith(("RGB", "fusion"))]
         students = [row for row in rows if not row.name.startswith("unet")]
+        assert students
         assert len({row.epochs for row in students}) == 1
         assert all("--steps_per_epoch" in row.command for row in rows)
         tuned = [row for row in rows if row not in students]
         assert {row.epochs for row in tuned} == {PRESETS["cpu"].epochs}, "the U-Net's, whatever trains the others"
+
+
+def test_a_suite_trains_under_the_budget_that_is_asked_for():
+    """All its rows but the U-Net's, whose optimiser is AdamW; their teachers for at least as long."""
+    asked = dataclasses.replace(SETTING, epochs=20, optimizer="Muon")
+    for run in with_teachers(SUITES["labels"](asked).rows):
+        by = run.command[run.command.index("--optimizer") + 1]
+        unet = run.name.startswith("unet")
+        assert (by, run.epochs) == (("AdamW", PRESETS["cpu"].epochs) if unet else ("Muon", 20)), run.name
+        assert ("Muon" in run.name) != unet
+    short = dataclasses.replace(SETTING, epochs=2, optimizer="AdamW")
+    assert {row.teacher.epochs for row in SUITES["ladder"](short).rows if row.teacher} == {PRESETS["cpu"].epochs}
 
 
 def test_no_row_is_taught_on_labels_that_it_does_not_have():
@@ -593,6 +606,9 @@ def test_flags_that_would_have_no_effect_are_refused(tmp_path, rooms, run_cli):
         ("transfer", ("--holdout_location", "Nowhere"), "Nowhere"),
         ("smoke", ("--preset", "gpu"), "--preset has no effect in smoke"),
         ("ladder", ("--gpu_ids", "97"), "--gpu_ids 97: this machine has"),
+        ("labels", ("--pairs_dataset_dir", rooms), "--pairs_dataset_dir has no effect in labels; it is of pairs"),
+        ("tune", ("--optimizer", "Muon"), "--optimizer has no effect in tune"),
+        ("budget", ("--epochs", "3"), "--epochs has no effect in budget"),
     ):
         code, _, errors = run_cli(run_experiments.main, suite, *common, *flags)
         assert code == 2 and named in errors, (suite, flags, errors)
@@ -600,6 +616,8 @@ def test_flags_that_would_have_no_effect_are_refused(tmp_path, rooms, run_cli):
 
 def test_data_that_no_row_can_learn_from_is_refused_before_the_first_training(tmp_path, rooms, run_cli):
     frames = write_nyu_b(tmp_path / "nyu", size=(48, 64), rows={"train": 4, "test": 2})
+    bare = tmp_path / "bare"  # rooms of which nobody knows how to simulate more
+    shutil.copytree(rooms, bare, ignore=shutil.ignore_patterns("simulation.json"))
     for suite, flags, named in (
         ("ladder", ("--dataset", "nyu", "--dataset_dir", frames), "audio"),
         (
@@ -609,10 +627,11 @@ def test_data_that_no_row_can_learn_from_is_refused_before_the_first_training(tm
         ),
         ("transfer", ("--dataset_dir", rooms, "--transfer_to", "nyu", "--transfer_dir", frames), "audio"),
         ("labels", ("--dataset_dir", rooms, "--other_dataset_dir", tmp_path / "other"), "other"),
-        ("labels", ("--dataset_dir", rooms, "--pairs_dataset_dir", tmp_path / "pairs"), "pairs"),
+        ("pairs", ("--dataset_dir", rooms, "--pairs_dataset_dir", tmp_path / "pairs"), "is no folder"),
+        ("pairs", ("--dataset_dir", bare), "needs --pairs_dataset_dir"),
     ):
         code, out, errors = run_cli(run_experiments.main, suite, *flags, "--output_dir", tmp_path / "r", "--dry_run")
-        assert code == 2 and named in errors and errors.count("\n") == 1 and "python" not in out, (
+        assert code == 2 and named in errors and errors.count("\n") == 1 and "python " not in out, (
             suite,
             flags,
             out,
