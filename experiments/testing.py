@@ -147,7 +147,7 @@ class Evaluator:
         path.parent.mkdir(parents=True, exist_ok=True)
         files = [f"{runner.best(*row)}" for row in here]
         data = next(filter(None, (self.data(run) for run, _ in here)), ())
-        ended = runner.call([*self.evaluation_command(*files), *data, "--cases", f"{path}"])
+        ended = runner.call([*self.evaluation_command(*files), *self.suite.evaluate, *data, "--cases", f"{path}"])
         if ended.returncode:
             return None, f"No picture of the test samples: {last_line(ended.stderr)}"
         others = f" The networks of the other rows are not in {runner.output_dir}." if len(here) < len(rows) else ""
@@ -176,13 +176,17 @@ class Evaluator:
         if done and self.is_of_this_test(read_depths(images)):
             return None
         outputs = ("--json", f"{figures}", "--per_image", f"{images}")
-        ended = self.runner.call([*self.evaluation_command(f"{best}"), *run.test, *self.data(run), *outputs])
+        ended = self.runner.call([*self.evaluation_command(f"{best}"), *self.flags(run), *outputs])
         return None if ended.returncode == 0 else f"its test failed: {last_line(ended.stderr)}"
 
     def evaluation_command(self, *files: str) -> list[str]:
-        """Return the command that evaluates checkpoints as the suite asks."""
+        """Return the command that evaluates checkpoints, but for the flags of the test."""
         command = ["evaluate.py", "--checkpoint", *files, "--num_workers", "0"]
-        return [*command, "--output_dir", f"{self.runner.output_dir}", *self.suite.evaluate]
+        return [*command, "--output_dir", f"{self.runner.output_dir}"]
+
+    def flags(self, run: Run) -> tuple[str, ...]:
+        """Return the flags of a run's test: the suite's, its own, and those of its data."""
+        return (*self.suite.evaluate, *run.test, *self.data(run))
 
     def data(self, run: Run) -> tuple[str, ...]:
         """Return the flags of the data that a run is tested on where these are not its own: all rows share a test."""
@@ -205,8 +209,7 @@ class Evaluator:
 
     def command(self, run: Run, seed: int) -> str:
         """Return what trains a run, and the flags of its test: what its record is of."""
-        flags = (*self.suite.evaluate, *run.test, *self.data(run))
-        return without_folders([*self.runner.command(run, seed), *flags], self.runner.output_dir)
+        return without_folders([*self.runner.command(run, seed), *self.flags(run)], self.runner.output_dir)
 
     def record(self, run: Run, seed: int) -> Path:
         """Return the file of a record."""
