@@ -49,7 +49,7 @@ class Preset:
         muon_unet: those under Muon.
         rates: of all others, by optimiser.
         ladder: the budget of ``ladder``.
-        epochs: of ``labels``, and of the U-Net wherever it stands beside rows of another optimiser.
+        epochs: of ``labels``; ``ladder`` has the U-Net after so many, too.
         short: of a run in the suites that hold many beside each other.
         teacher_epochs: of a teacher at least, by optimiser; of students that train for longer it trains as long.
         n_bins: of AdaBins.
@@ -289,28 +289,28 @@ class Rows:
         command = (*command, *self.by(self.rates.teacher), *PLAIN[:2], *self.labels(1.0))
         return Run(self.name(model.replace("_", " "), share(1.0)), command, self.epochs)
 
-    def unet(self, *flags: str, what: str = "unet baseline", fraction: float = 1.0, width: tuple[str, ...] = ()) -> Run:
+    def unet(
+        self,
+        *flags: str,
+        what: str = "unet baseline",
+        fraction: float = 1.0,
+        width: tuple[str, ...] = (),
+        epochs: int | None = None,
+        optimizer: str = "AdamW",
+    ) -> Run:
         """The U-Net baseline, with the width and the rate that are tuned for it.
 
-        By AdamW, since Muon gains it nothing: beside rows that Muon trains, for as many epochs as beside those that
-        AdamW does.
+        By AdamW unless another is asked for, since Muon gains it nothing.
         """
-        epochs = self.epochs if self.optimizer == "AdamW" else self.preset.epochs
-        name = self.name(what, share(fraction), epochs=epochs, optimizer="AdamW")
-        return self._unet(name, self.by(width or self.preset.unet, "AdamW"), fraction, flags, epochs)
+        width = width or (self.preset.unet if optimizer == "AdamW" else self.preset.muon_unet)
+        model = ("train_baseline.py", "--model", "unet_baseline", "--scheduler", "cosine")
+        command = (*model, *self.by(width, optimizer), *self.labels(fraction), *flags)
+        name = self.name(what, share(fraction), epochs=epochs, optimizer=optimizer)
+        return Run(name, command, epochs or self.epochs)
 
-    def unet_by_muon(self) -> Run:
-        """The U-Net, trained by Muon; all labels."""
-        name = self.name("unet baseline", share(1.0), optimizer="Muon")
-        return self._unet(name, self.by(self.preset.muon_unet, "Muon"), 1.0, (), self.epochs)
-
-    def _unet(self, name: str, width: tuple[str, ...], fraction: float, flags: tuple[str, ...], epochs: int) -> Run:
-        command = ("train_baseline.py", "--model", "unet_baseline", "--scheduler", "cosine", *width)
-        return Run(name, (*command, *self.labels(fraction), *flags), epochs)
-
-    def interaural_unet(self) -> Run:
+    def interaural_unet(self, epochs: int | None = None) -> Run:
         """The U-Net with the student's audio input and its scaled scenes."""
-        return self.unet(*self.input, what="unet baseline, interaural")
+        return self.unet(*self.input, what="unet baseline, interaural", epochs=epochs)
 
     def bins_teacher(self, fraction: float = 1.0) -> Run:
         """The AdaBins RGB teacher, of the same rooms and labels, as wide as the student."""
@@ -360,16 +360,17 @@ def ladder(setting: Setting) -> Suite:
     bins_alike = make.adabins(
         "AdaBins alone, as the student", "--phase", "finetune", *make.preset.scaling, rate=make.rates.student
     )
-    unet = make.unet()
-    interaural_unet = make.interaural_unet()
-    others = [make.shared_ears(), unet, interaural_unet, make.baseline("base_residual")]
+    longest = max(make.epochs, setting.preset.epochs)
+    unet, interaural_unet = make.unet(epochs=longest), make.interaural_unet(longest)
+    alike = [make.unet()] if make.epochs < longest else []  # for as long as its rivals
+    others = [make.shared_ears(), *alike, unet, interaural_unet, make.baseline("base_residual")]
     fusion, rgb = make.baseline("multimodal_fusion"), make.teacher()
     return Suite(
         "The ladder: what each part of the teaching adds where every pair has depth",
         [control, *students, bins_alone, bins, bins_alike, *others, fusion, rgb],
         {row.name: control.name for row in (*students, bins_alone, bins_alike, *others)} | {bins.name: bins_alone.name},
         comparisons=[
-            *((student.name, unet.name) for student in (control, *students)),
+            *((student.name, rival.name) for rival in (*alike, unet) for student in (control, *students)),
             *((taught.name, less.name) for taught, less in itertools.combinations((full, features, depth), 2)),
             (interaural_unet.name, unet.name),
             (fusion.name, rgb.name),
@@ -573,7 +574,7 @@ def budget(setting: Setting) -> Suite:
     width = setting.preset.wide_unet
     wide = [makers[1].unet(what="unet baseline, wide", width=width)] if width else []
     short_muon, muon = (Rows(setting, Budget(epochs, "Muon")).audio() for epochs in (short, full))
-    muon_unet = makers[1].unet_by_muon()
+    muon_unet = makers[1].unet(optimizer="Muon")
     against = [
         *((short_muon, row) for row in (short_unet, student, unet)),
         *((muon, row) for row in (unet, long_student, long_unet, muon_unet, short_muon)),
