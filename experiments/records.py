@@ -124,13 +124,13 @@ def save(record: Record, path: Path) -> None:
         file.write(json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n")
 
 
-def load(path: Path, command: str, settings: Sequence[Settings]) -> Record:
+def load(path: Path, script: str, settings: Sequence[Settings]) -> Record:
     """Read a record.
 
     Args:
         path: its file.
-        command: what makes such a record today; of its words the script alone has to be the record's.
-        settings: of that command, likewise: they say what is trained, whether a flag says it or a default.
+        script: what makes such a record.
+        settings: of the training today, see :class:`Record`: whether a flag says them or a default.
 
     Raises:
         DataError: the file is broken, or of another script, or of other settings.
@@ -145,8 +145,7 @@ def load(path: Path, command: str, settings: Sequence[Settings]) -> Record:
             raise ValueError("its settings are none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path} is no record of a test ({type(error).__name__}: {error}); delete it") from None
-    script = command.split()[0]
-    if record.command.split()[0] != script or len(record.settings) != len(settings):
+    if not f"{record.command}".startswith(f"{script} ") or len(record.settings) != len(settings):
         raise DataError(f"{path} was made by another command, {record.command!r}; give another --scores_dir")
     for before, now in zip(record.settings, settings, strict=True):
         if differing := differences(before, now):

@@ -19,11 +19,14 @@ class Rates:
         student: of the audio student, alone or under a frozen teacher.
         teacher: of the RGB teacher, of fusion and of Base+Residual, none of which is tuned on its own.
         bins: of the AdaBins networks.
+        unet: of the U-Net baseline; under AdamW that of ``cpu`` is chosen on the validation rooms by the suite
+            ``tune``, those of the others not yet: run ``tune`` on the data at hand.
     """
 
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
     bins: tuple[str, ...] = ()
+    unet: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,10 @@ class Preset:
         student: width and attention levels of the audio student.
         wide_student: those of a larger one.
         teacher: width of the RGB teacher, and of those baselines whose own is not tuned.
-        unet: width and learning rate of the U-Net baseline under AdamW; of ``cpu`` chosen on the validation rooms by
-            the suite ``tune``, of the others not yet: run ``tune`` on the data at hand.
-        wide_unet: those of a U-Net twice as wide, or nothing where ``unet`` is as wide as published, 64 channels.
-        muon_unet: those under Muon.
-        rates: of all others, by optimiser.
+        unet: width of the U-Net baseline, chosen as its learning rate is.
+        wide_unet: width and learning rate of one twice as wide, or nothing where ``unet`` is as wide as published, 64
+            channels.
+        rates: of all but the wide U-Net, by optimiser.
         ladder: the budget of ``ladder``.
         epochs: of ``labels``; ``ladder`` has the U-Net after so many, too.
         short: of a run in the suites that hold many beside each other.
@@ -62,7 +64,6 @@ class Preset:
     wide_student: tuple[str, ...]
     teacher: tuple[str, ...]
     unet: tuple[str, ...]
-    muon_unet: tuple[str, ...]
     rates: dict[str, Rates]
     ladder: Budget
     epochs: int
@@ -85,12 +86,11 @@ PRESETS = {
         student=("--base_channels", "8", "--attention_levels", "4", "5"),
         wide_student=("--base_channels", "16", "--attention_levels", "4", "5"),
         teacher=("--base_channels", "16"),
-        unet=("--base_channels", "32", *at("0.001")),
-        muon_unet=("--base_channels", "32", *at("0.002")),
+        unet=("--base_channels", "32"),
         wide_unet=("--base_channels", "64", *at("0.0005")),
         rates={
-            "AdamW": Rates(student=at("0.002"), teacher=at("0.002")),
-            "Muon": Rates(student=at("0.004"), teacher=at("0.004"), bins=at("0.002")),
+            "AdamW": Rates(student=at("0.002"), teacher=at("0.002"), unet=at("0.001")),
+            "Muon": Rates(student=at("0.004"), teacher=at("0.004"), bins=at("0.002"), unet=at("0.002")),
         },
         ladder=Budget(12, "Muon"),
         epochs=36,
@@ -103,11 +103,10 @@ PRESETS = {
         student=("--base_channels", "32"),
         wide_student=("--base_channels", "64"),
         teacher=("--base_channels", "32"),
-        unet=("--base_channels", "64", *at("0.002")),
-        muon_unet=("--base_channels", "64", *at("0.004")),
+        unet=("--base_channels", "64"),
         rates={
-            "AdamW": Rates(teacher=at("0.0005")),
-            "Muon": Rates(student=at("0.002"), teacher=at("0.001"), bins=at("0.002")),
+            "AdamW": Rates(teacher=at("0.0005"), unet=at("0.002")),
+            "Muon": Rates(student=at("0.002"), teacher=at("0.001"), bins=at("0.002"), unet=at("0.004")),
         },
         ladder=Budget(60),
         epochs=60,
@@ -119,11 +118,10 @@ PRESETS = {
         student=("--base_channels", "64"),
         wide_student=("--base_channels", "96"),
         teacher=("--base_channels", "64"),
-        unet=("--base_channels", "64", *at("0.002")),
-        muon_unet=("--base_channels", "64", *at("0.004")),
+        unet=("--base_channels", "64"),
         rates={
-            "AdamW": Rates(teacher=at("0.0001")),
-            "Muon": Rates(student=at("0.002"), teacher=at("0.0002"), bins=at("0.002")),
+            "AdamW": Rates(teacher=at("0.0001"), unet=at("0.002")),
+            "Muon": Rates(student=at("0.002"), teacher=at("0.0002"), bins=at("0.002"), unet=at("0.004")),
         },
         ladder=Budget(200),
         epochs=200,
@@ -136,9 +134,11 @@ SMOKE = Preset(
     student=("--base_channels", "4", "--attention_levels", "5"),
     wide_student=("--base_channels", "6", "--attention_levels", "5"),
     teacher=("--base_channels", "4"),
-    unet=("--base_channels", "4", *at("0.002")),
-    muon_unet=("--base_channels", "4", *at("0.004")),
-    rates={"AdamW": Rates(teacher=at("0.002")), "Muon": Rates(at("0.002"), at("0.004"), at("0.002"))},
+    unet=("--base_channels", "4"),
+    rates={
+        "AdamW": Rates(teacher=at("0.002"), unet=at("0.002")),
+        "Muon": Rates(student=at("0.002"), teacher=at("0.004"), bins=at("0.002"), unet=at("0.004")),
+    },
     ladder=Budget(2),
     epochs=2,
     short=2,
@@ -231,8 +231,9 @@ class Rows:
 
     def name(self, what: str, *of: str, epochs: int | None = None, optimizer: str | None = None) -> str:
         """Return what is trained, by which optimiser where that is not AdamW, on what, and for how long."""
-        by = [name for name in (optimizer or self.optimizer,) if name != "AdamW"]
-        return ", ".join((what, *by, *of, f"{epochs or self.epochs} epochs"))
+        optimizer = optimizer or self.optimizer
+        made = what if optimizer == "AdamW" else f"{what}, {optimizer}"
+        return ", ".join((made, *of, f"{epochs or self.epochs} epochs"))
 
     def teacher(self, fraction: float = 1.0) -> Run:
         """The RGB teacher, of the same rooms and labels."""
@@ -302,7 +303,7 @@ class Rows:
 
         By AdamW unless another is asked for, since Muon gains it nothing.
         """
-        width = width or (self.preset.unet if optimizer == "AdamW" else self.preset.muon_unet)
+        width = width or (*self.preset.unet, *self.preset.rates[optimizer].unet)
         model = ("train_baseline.py", "--model", "unet_baseline", "--scheduler", "cosine")
         command = (*model, *self.by(width, optimizer), *self.labels(fraction), *flags)
         name = self.name(what, share(fraction), epochs=epochs, optimizer=optimizer)

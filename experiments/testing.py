@@ -51,7 +51,7 @@ class Evaluator:
         for run, seed in itertools.product(self.suite.rows, self.seeds):
             file = self.record(run, seed)
             if file.is_file():
-                record = load(file, self.command(run, seed), self.runner.settings(run, seed))
+                record = load(file, run.command[0], self.runner.settings(run, seed))
                 if not self.is_of_this_test(dict(record.tested)):
                     raise DataError(f"{file} is of a test on other data; give another --scores_dir")
                 found[run.name, seed] = record
