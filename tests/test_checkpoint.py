@@ -12,9 +12,17 @@ import evaluate
 import predict
 import train_rgb_depth
 from errors import CheckpointError
-from models import create_model
+from models import MODELS, create_model
 from models.weights import read_safetensors
-from training.checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, save_model
+from training.checkpoint import (
+    FORMAT,
+    load_checkpoint,
+    load_model,
+    load_weights,
+    restore_model,
+    save_checkpoint,
+    save_model,
+)
 from training.version import VERSION
 
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--nb_epochs", 2)
@@ -76,6 +84,20 @@ def test_the_first_versions_checkpoints_resume_and_are_scored_and_predict(rooms,
     assert run_cli(evaluate.main, *flags)[0] == 0
     picture = next(rooms.glob("*/camera/*.jpeg"))
     assert run_cli(predict.main, "--checkpoint", path, "--rgb", picture, "--output", tmp_path / "maps")[0] == 0
+
+
+@pytest.mark.parametrize("name", sorted(name for name, model in MODELS.items() if "audio" in model.inputs))
+def test_a_network_that_is_older_than_an_option_has_its_default(name, tmp_path):
+    sizes = {"base_channels": 2} | ({"image_size": 32} if name == "unet_baseline" else {})
+    model = create_model(name, **sizes)
+    config = {key: value for key, value in model.config.items() if key not in ("audio_channels", "share_ears")}
+    old = {"model": {"name": name, "config": config}, "model_state_dict": model.state_dict()}
+    assert config.keys() < model.config.keys()
+    restored = restore_model(old, tmp_path / "old.pth")
+    assert restored.config == model.config
+    assert all(torch.equal(value, restored.state_dict()[key]) for key, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"trained with audio_channels=2 \(asked for: 4\); give the same flags"):
+        load_weights(create_model(name, audio_channels=4, **sizes), old, tmp_path / "old.pth")
 
 
 def without(*keys):

@@ -153,20 +153,26 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> DepthModel:
     Raises:
         CheckpointError: the model is unknown, cannot be built, or the weights or the preprocessing are not its own.
     """
-    name, config = checkpoint["model"]["name"], checkpoint["model"]["config"]
+    with torch.device("meta"):  # without memory: a size that is wrong may be larger than this machine
+        check_fit(_build(checkpoint["model"], path), weights_in(checkpoint["model_state_dict"], path), path)
+    model = _build(checkpoint["model"], path)
+    load_weights(model, checkpoint, path)
+    check_preprocessing(model, checkpoint.get("preprocessing", {}), path)
+    return model.eval()
+
+
+def _build(named: Mapping[str, Any], path: Path) -> DepthModel:
+    """Build the model that a file names.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
     try:
-        with torch.device("meta"):  # without memory: a size that is wrong may be larger than this machine
-            check_fit(create_model(name, **config), weights_in(checkpoint["model_state_dict"], path), path)
-        model = create_model(name, **config)
-    except CheckpointError:
-        raise
+        return create_model(named["name"], **named["config"])
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # sizes that no network has end in any way
         raise CheckpointError(f"{path}: no model can be built as it says ({error})") from error
-    load_weights(model, checkpoint, path)
-    check_preprocessing(model, checkpoint.get("preprocessing", {}), path)
-    return model.eval()
 
 
 def check_preprocessing(model: DepthModel, preprocessing: Mapping[str, Any], path: Path) -> None:
@@ -381,14 +387,16 @@ def load_weights(model: DepthModel, checkpoint: dict[str, Any], path: Path) -> N
     saved = checkpoint["model"]
     if saved["name"] != model.name:
         raise CheckpointError(f"{path}: holds a {saved['name']} model, not {model.name}; use its own script")
+    config = saved["config"]
+    unknown = sorted(config.keys() - model.config.keys())
+    if unknown:
+        raise CheckpointError(f"{path}: its model.config says {', '.join(unknown)}, which no {model.name} has")
+    if model.config.keys() - config.keys():  # it is older than these options, whose defaults are what there was
+        with torch.device("meta"):
+            config = _build(saved, path).config
     differing = [
-        f"{key}={saved['config'].get(key)} (asked for: {value})"
-        for key, value in model.config.items()
-        if saved["config"].get(key) != value
+        f"{key}={config[key]} (asked for: {value})" for key, value in model.config.items() if config[key] != value
     ]
     if differing:
         raise CheckpointError(f"{path}: was trained with {', '.join(differing)}; give the same flags")
-    unknown = sorted(saved["config"].keys() - model.config.keys())
-    if unknown:
-        raise CheckpointError(f"{path}: its model.config says {', '.join(unknown)}, which no {model.name} has")
     load_strictly(model, weights_in(checkpoint["model_state_dict"], path), path)
