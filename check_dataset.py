@@ -26,6 +26,7 @@ from dataloaders import (
     SPLITS,
     DepthDataset,
     Problem,
+    check_length,
     create_dataset,
     find_dataset,
     is_silent,
@@ -87,11 +88,13 @@ class Readings(Dataset):
 
     def _audio(self, row: Any, reading: Reading) -> None:
         reading.rate = self.dataset.sample_rate(row)
-        wave = prepare_wave(self.dataset.read_audio(row), self.dataset.preprocessing)  # [2, N]
+        recorded = self.dataset.read_audio(row)  # [2, N]
+        wave = prepare_wave(recorded, self.dataset.preprocessing)
         if is_silent(wave):
             raise DataError("the sound is silent; record it again, or drop the row")
         if torch.equal(wave[0], wave[1]):
             raise DataError("both ears hear the same; record it in stereo, or drop the row")
+        check_length(recorded, self.dataset.preprocessing)
 
     def _picture(self, row: Any, reading: Reading) -> None:
         picture = self.dataset.read_rgb(row)
@@ -185,8 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found[problem] = None
                 tqdm.write(f"{problem}", file=sys.stdout)
 
+    splits = DATASETS[name].splits_in(args.dataset_dir)  # a folder of pictures may have one, which stands for all
     datasets = open_splits(name, args, tell)
-    tell(shared_files(datasets))
+    tell(shared_files({split: dataset for split, dataset in datasets.items() if split in splits}))
     figures = {split: Figures(len(dataset)) for split, dataset in datasets.items()}
     for split, dataset in datasets.items():
         workers = usable_workers(args.num_workers)

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataloaders import DATASETS, DEFAULT_MAX_DEPTHS, DepthDataset, create_dataset, create_loader
+from dataloaders import DATASETS, DEFAULT_MAX_DEPTHS, DepthDataset, create_dataset, create_loader, require_data
 from dataloaders.base import location_names
 from dataloaders.transforms import size_pair
 from errors import CheckpointError, DataError, OptionError, from_worker, run_script
@@ -208,7 +208,10 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
 
     Raises:
         OptionError: the checkpoints do not see the same samples, cannot be scored as asked for, or take no such size.
+        DataError: the data are not there.
     """
+    if args.dataset_dir:
+        require_data(args.dataset_dir, "--dataset_dir")
     candidates: list[Candidate] = []
     protocol = args.protocol
     for path in args.checkpoint:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.data import DataLoader, Dataset
 
-from dataloaders import AudioFrontEnd, DepthDataset, collate, create_dataset, prepare_audio, prepare_wave
+from dataloaders import AudioFrontEnd, DepthDataset, collate, create_dataset, prepare_audio, prepare_wave, require_data
 from dataloaders.transforms import MIN_SAMPLES, size_pair
 from errors import CheckpointError, OptionError, run_script
 from models import DepthModel, onnx_file
@@ -287,6 +287,7 @@ def open_samples(args: argparse.Namespace, network: EndToEnd, checkpoint: dict[s
     model = network.model
     data = dataset_options_of(checkpoint, args.checkpoint) | {"image_size": network.preprocessing["image_size"]}
     if args.dataset_dir:
+        require_data(args.dataset_dir, "--dataset_dir")
         data["dataset_dir"] = args.dataset_dir
     else:
         require_folder(data, args.checkpoint)

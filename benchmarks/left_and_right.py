@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataloaders import create_dataset, create_loader, swap_ears
+from dataloaders import create_dataset, create_loader, require_data, swap_ears
 from errors import OptionError, run_script
 from training import loop, options
 from training.checkpoint import dataset_options_of, load_checkpoint, require_folder, restore_model
@@ -64,6 +64,7 @@ def predict_both_ways(args: argparse.Namespace, path: Path) -> dict[str, Tensor]
         raise OptionError(f"--checkpoint {path}: {model.name} takes {' and '.join(model.inputs)}; it has no ears")
     data = dataset_options_of(checkpoint, path)
     if args.dataset_dir:
+        require_data(args.dataset_dir, "--dataset_dir")
         data["dataset_dir"] = args.dataset_dir
     else:
         require_folder(data, path)

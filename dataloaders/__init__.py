@@ -20,15 +20,17 @@ from dataloaders.batvision import BatVisionV1, BatVisionV2, refuse_location
 from dataloaders.crops import CropRule
 from dataloaders.images import Images
 from dataloaders.loaders import EpochBatchSampler, collate, create_loader, create_loaders
+from dataloaders.more_pairs import FLAG as PAIRS_FLAG
 from dataloaders.more_pairs import WithMorePairs
 from dataloaders.nyu import NYU
 from dataloaders.problems import KINDS, Problem
-from dataloaders.readers import HeldFile, Source, looking_into, read_image, read_wav
+from dataloaders.readers import HeldFile, Source, looking_into, read_image, read_wav, require_data
 from dataloaders.simulated import Simulated
 from dataloaders.transforms import (
     AUDIO_FORMATS,
     Size,
     audio_channels,
+    check_length,
     clean_depth,
     is_silent,
     prepare_audio,
@@ -57,6 +59,7 @@ __all__ = [
     "Source",
     "WithMorePairs",
     "audio_channels",
+    "check_length",
     "clean_depth",
     "collate",
     "create_dataset",
@@ -72,6 +75,7 @@ __all__ = [
     "read_bare",
     "read_image",
     "read_wav",
+    "require_data",
     "start_worker",
     "swap_ears",
     "usable_workers",
@@ -183,5 +187,6 @@ def create_training_split(
     train = create_dataset(**dataset, split="train", modalities=modalities)
     if pairs_dir is None:
         return train
+    require_data(pairs_dir, PAIRS_FLAG)
     others = {**dataset, "dataset_dir": pairs_dir, "holdout_location": None, "label_fraction": 0.0}
     return WithMorePairs(train, create_dataset(**others, split="train", modalities=modalities))

@@ -58,7 +58,7 @@ class BatVision(DepthDataset):
         if modality == "rgb":
             return (
                 f"this copy has no camera images for the {self.split} split (no camera column, or none of its files); "
-                f"{SCRIPTS_WITHOUT_RGB} need no RGB"
+                f"networks that only hear need none ({SCRIPTS_WITHOUT_RGB})"
             )
         return f"no row of the {self.split} split names a file for {modality}"
 

@@ -72,6 +72,17 @@ def looking_into(folder: str | Path) -> Iterator[None]:
         raise DataError(f"{folder} cannot be read ({error}); check its permissions") from None
 
 
+def require_data(folder: str | Path, flag: str) -> None:
+    """Make sure that a folder that a flag names is there, and something in it.
+
+    Raises:
+        DataError: it is not; where rooms may be simulated, others than those that were meant would be.
+    """
+    with looking_into(folder):
+        if not Path(folder).is_dir() or next(Path(folder).iterdir(), None) is None:
+            raise DataError(f"{flag} {folder} is no folder with data in it; name one")
+
+
 def read_wav(path: Source, *, resample_to_44100: bool = False) -> Tensor:
     """Read a stereo recording as [2, N] float32 (left, right), full scale at 1.
 

@@ -162,7 +162,8 @@ def cut_samples(max_depth: float, sample_rate: int = SAMPLE_RATE) -> int:
     samples = int(2 * max_depth / SPEED_OF_SOUND * sample_rate)
     if samples < MIN_SAMPLES:
         raise OptionError(
-            f"--max_depth {max_depth:g} leaves {samples} audio samples; a spectrogram needs {MIN_SAMPLES}"
+            f"--max_depth {max_depth:g} leaves {samples} audio samples, and a spectrogram needs {MIN_SAMPLES}; give "
+            f"{math.ceil(MIN_SAMPLES * SPEED_OF_SOUND / 2 / sample_rate)} or more"
         )
     return samples
 
@@ -203,16 +204,8 @@ def check_recording(wave: Tensor, preprocessing: Mapping[str, Any]) -> None:
     """
     if is_silent(wave):
         raise DataError("the sound is silent; there is no echo to tell depth from")
+    heard = check_length(wave, preprocessing)
     count, kept = wave.shape[1], preprocessing["audio_samples"]
-    heard, deepest = kept, preprocessing.get("max_depth")
-    if heard is None:  # the whole recording: then at least what the echoes from there take
-        heard = cut_samples(deepest) if deepest else 0
-    if count < heard / 2:
-        lasts, hears = (1000 * samples / SAMPLE_RATE for samples in (count, heard))
-        raise DataError(
-            f"the sound lasts {lasts:.1f} ms, less than half of the {hears:.1f} ms that the network hears "
-            f"(echoes from up to {hears / 2000 * SPEED_OF_SOUND:.1f} m); record longer"
-        )
     pulse = direct_pulse_of(wave, preprocessing.get("audio_format"))
     begins = max(0, pulse - LEAD)
     if min(count, kept or count) - begins >= heard / 2:
@@ -227,6 +220,24 @@ def check_recording(wave: Tensor, preprocessing: Mapping[str, Any]) -> None:
         f"the chirp (the loudest sound) begins at {came:.1f} ms, and the network hears the first {hears:.1f} ms of a "
         "recording; cut the recording to begin just before it"
     )
+
+
+def check_length(wave: Tensor, preprocessing: Mapping[str, Any]) -> int:
+    """Return how many samples a network hears, of which a recording [2, N] at 44.1 kHz must have half.
+
+    Raises:
+        DataError: it has not.
+    """
+    heard, deepest = preprocessing["audio_samples"], preprocessing.get("max_depth")
+    if heard is None:  # the whole recording: then at least what the echoes from there take
+        heard = cut_samples(deepest) if deepest else 0
+    if wave.shape[1] < heard / 2:
+        lasts, hears = (1000 * samples / SAMPLE_RATE for samples in (wave.shape[1], heard))
+        raise DataError(
+            f"the sound lasts {lasts:.1f} ms, less than half of the {hears:.1f} ms that the network hears "
+            f"(echoes from up to {hears / 2000 * SPEED_OF_SOUND:.1f} m); record longer"
+        )
+    return heard
 
 
 def direct_pulse_of(wave: Tensor, audio_format: str | None) -> int:

@@ -324,6 +324,14 @@ def test_data_that_moved_are_asked_for_and_not_simulated_anew(trained, rooms, tm
     assert report["n_images"] == 6
 
 
+def test_a_folder_that_is_mistyped_or_empty_is_refused_and_not_simulated(trained, tmp_path, run_cli):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "rroms"):
+        code, _, errors = run_cli(evaluate.main, "--checkpoint", trained, "--dataset_dir", folder)
+        assert code == 2 and f"--dataset_dir {folder} is no folder with data in it" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"] and not any((tmp_path / "empty").iterdir())
+
+
 @pytest.fixture
 def holes(rooms, tmp_path):
     """Return a function that copies the rooms and empties the depth maps of a split, all or the first ones."""

@@ -7,7 +7,7 @@ import torch
 import train_distillation
 import train_rgb_depth
 from dataloaders import WithMorePairs, create_dataset, create_training_data
-from errors import OptionError
+from errors import DataError, OptionError
 from training.checkpoint import load_checkpoint
 
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0)
@@ -57,6 +57,13 @@ def test_pairs_that_are_prepared_otherwise_are_refused(rooms, other_rooms):
     wide = create_dataset("simulated", other_rooms, "train", 64)
     with pytest.raises(OptionError, match="--pairs_dir"):
         WithMorePairs(first, wide)
+
+
+def test_a_folder_without_pairs_is_refused_and_not_simulated(rooms, tmp_path):
+    data = {"name": "simulated", "dataset_dir": rooms, "image_size": 32}
+    with pytest.raises(DataError, match=r"--pairs_dir .*/rroms is no folder with data in it"):
+        create_training_data({"audio", "rgb"}, data, tmp_path / "rroms", batch_size=1, num_workers=0)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_student_is_taught_on_them_and_their_depth_changes_nothing(rooms, other_rooms, tmp_path, run_cli):
