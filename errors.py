@@ -84,6 +84,13 @@ class Printer(logging.StreamHandler):
             super().handleError(record)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether the machine could not give the memory that was asked for, as NumPy or PyTorch says it."""
+    return isinstance(error, MemoryError) or any(
+        said in f"{error}" for said in ("can't allocate memory", "out of memory")
+    )
+
+
 def run_script(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     """Run a script's ``main`` and exit.
 
@@ -112,6 +119,12 @@ def _outcome(main: Callable[[Sequence[str] | None], None], script: str) -> Any:
         main(None)
     except UserError as error:
         print(f"{script}: error: {from_worker(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = (f"{error}".splitlines() or [type(error).__name__])[0]
+        print(f"{script}: error: too little memory ({said}); ask for a smaller size or batch", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)

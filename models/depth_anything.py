@@ -296,7 +296,10 @@ def preset_of(weights: Mapping[str, Tensor], path: Path) -> str:
     key = "pretrained.patch_embed.proj.weight"
     blocks = {int(found[1]) for name in weights if (found := re.match(r"pretrained\.blocks\.(\d+)\.", name))}
     if key not in weights or not blocks:
-        raise CheckpointError(f"{path}: holds no Depth Anything network: {key} or all blocks are missing")
+        raise CheckpointError(
+            f"{path}: holds no Depth Anything network: {key} or all blocks are missing; name a "
+            "checkpoint of a training script, or a file in which Depth Anything is published"
+        )
     width, depth = len(weights[key]), 1 + max(blocks)
     known = {(sizes.width, sizes.depth): preset for preset, sizes in PRESETS.items()}
     if (width, depth) not in known:

@@ -26,14 +26,23 @@ WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before ev
 NAMED = 3  # tensors that an error names
 
 
+def require_file(path: Path) -> None:
+    """Raise :class:`errors.CheckpointError` where there is no file to read."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; name a file in it, such as best_model.pth")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path} is ONNX, which predict.py runs; name the .pth that it was exported from")
+
+
 def read_pickle(path: Path) -> Any:
     """Read what ``torch.save`` wrote onto the CPU, with ``weights_only=True``: a pickle that would run code is refused.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged or unsafe.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    require_file(path)
     check_records(path)
     try:
         with warnings.catch_warnings():  # what torch warns of is part of the error, or of no concern
@@ -41,8 +50,8 @@ def read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: refused, since it is damaged or holds more than tensors and plain values; "
-            "convert it to a dict of tensors first"
+            f"{path}: refused, since it is no checkpoint, is damaged, or holds more than tensors and plain values; "
+            "take another, or convert it to a dict of tensors first"
         ) from error
     except Exception as error:  # on broken bytes: IndexError, AssertionError, struct.error, MemoryError ...
         raise CheckpointError(
@@ -95,8 +104,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     Raises:
         CheckpointError: the file is missing, truncated or of another kind.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -136,7 +144,7 @@ def weights_in(state: Any, path: Path) -> Weights:
     if isinstance(state, dict):
         state = next((state[key] for key in INSIDE if isinstance(state.get(key), dict)), state)
     named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not state or not named:
+    if not named or not state:
         raise CheckpointError(f"{path}: holds no weights: a dict of tensors, bare or as one of {', '.join(INSIDE)}")
     for prefix in WRAPPERS:
         if all(key.startswith(prefix) for key in state):

@@ -75,6 +75,7 @@ WAVS = {
 # In order for a training, which cannot know better; worth a line all the same.
 SUSPICIOUS_WAVS = {
     "silent": (sound(spoil=np.zeros_like), "silent"),
+    "2 ms": (sound(frames=100), "the sound lasts 2.3 ms, less than half"),
     "the same in both ears": (sound(spoil=lambda samples: samples[:, :1].repeat(2, axis=1)), "both ears hear the same"),
 }
 
@@ -292,12 +293,13 @@ CHECKPOINTS = {
     "without its end": (lambda path: truncate(path, 0.99), "truncated or damaged"),
     "empty": (emptied, "truncated or damaged"),
     "text": (text, "damaged"),
-    "folder": (in_place_of_it_a_folder, "there is no such file"),
+    "folder": (in_place_of_it_a_folder, "is a folder; name a file in it"),
     "pickle with code": (pickle_with_code, "refused"),
     "pickle with code, of old torch": (legacy_pickle, "refused"),
     "bare pickle with code": (lambda path: path.write_bytes(pickle.dumps(Harm())), "damaged"),
     "bare weights": (bare_weights, "network.pth"),
     "list": (lambda path: torch.save([1, 2], path), "network.pth"),
+    "tensor": (lambda path: torch.save(torch.zeros(3), path), "holds no weights"),
     "later version": (with_part(format=2), "has format 2, this version (0.1.0) reads up to 1; update the toolkit"),
     "version that is none": (with_part(format="new"), "its format is 'new', not a whole number from 1 on"),
     "no model": (with_part(model=None), "it has no model"),

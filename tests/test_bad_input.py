@@ -1,6 +1,8 @@
 """Every broken file of the corpus ends the script that meets it with one line and exit code 2, and nothing is lost."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,8 @@ from models import create_model
 from training.checkpoint import save_checkpoint
 from training.version import VERSION
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 2, "--num_workers", 0, "--nb_epochs", 1)
 TRAIN = {
     "audio": (train_binaural_attention.main, ("--attention_levels", 5)),
@@ -49,7 +53,7 @@ CORPUS = {"audio": WAVS, "rgb": PICTURES, "depth": DEPTHS}
 def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good") / "data"
     return write_batvision_v2(folder, locations=("Hall",), rows={"train": 2, "val": 1, "test": 1}, size=(8, 12),
-                              frames=2000)  # fmt: skip
+                              frames=4000)  # fmt: skip
 
 
 @pytest.fixture
@@ -275,3 +279,16 @@ def test_a_broken_checkpoint_ends_every_script_with_one_line(name, networks, dat
     assert says in lines[0]
     assert not (tmp_path / "results").exists()
     assert not list(tmp_path.glob("o*"))
+
+
+@pytest.mark.parametrize(
+    "asks", ["numpy.empty((10**6, 10**6, 2))", "torch.empty(10**15)", "raise MemoryError", "raise RuntimeError('odd')"]
+)
+def test_a_size_that_no_machine_has_memory_for_is_an_error_of_one_line(asks):
+    script = f"import errors, numpy, torch\ndef main(_): {asks}\nerrors.run_script(main)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
+    if "odd" in asks:  # a defect keeps its traceback
+        assert done.returncode == 1 and "Traceback" in done.stderr
+        return
+    assert done.returncode == 2
+    assert done.stderr.startswith("-c: error: too little memory (") and done.stderr.count("\n") == 1

@@ -298,10 +298,13 @@ def test_an_experiment_is_never_overwritten_silently(rooms, tmp_path, run_cli):
     assert code == 0
     assert "set aside" in out
     assert (tmp_path / "checkpoints/e/superseded_1/last.pth").read_bytes() == before
+    failed = tmp_path / "checkpoints/e/replaced_1"  # of a run that failed before its first epoch
+    failed.mkdir()
+    (failed / "last.pth").write_bytes(before)
     code, out, _ = run_cli(train_rgb_depth.main, *begin, "--overwrite")
     assert code == 0
-    assert "set aside in superseded_2/ folders until an epoch is saved" in out
-    assert not list(tmp_path.rglob("superseded_2")), "an epoch of the new run is saved"
+    assert "set aside in replaced_2/ folders until an epoch is saved" in out
+    assert not list(tmp_path.rglob("replaced_*")), "an epoch of the new run is saved"
     assert (tmp_path / "checkpoints/e/superseded_1/last.pth").read_bytes() == before
     assert (tmp_path / "checkpoints/e/last.pth").is_file()
 
@@ -483,11 +486,13 @@ def test_flags_that_cannot_be_honoured(rooms, tmp_path, run_cli, flags, named):
 
 
 @pytest.mark.parametrize("flags", [("--nb_epochs", "0"), ("--learning_rate", "nan"), ("--label_fraction", "1.5"),
-                                   ("--batch", "4"), ("--gpu_ids", "0,0"), ("--resume", "--overwrite")])  # fmt: skip
+                                   ("--batch", "4"), ("--gpu_ids", "0,0"), ("--resume", "--overwrite"),
+                                   ("--image_size", "64.5"), ("--learning_rate", "fast")])  # fmt: skip
 def test_argument_errors_keep_argparses_form(run_cli, flags):
     code, _, errors = run_cli(train_rgb_depth.main, *flags)
     assert code == 2
     assert errors.startswith("usage: train_rgb_depth.py")
+    assert "invalid" not in errors, "which names a function"
 
 
 def test_a_checkpoint_of_another_shape(rooms, unbroken, run_cli):

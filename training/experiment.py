@@ -14,6 +14,7 @@ from training.checkpoint import load_checkpoint, require_entries, save_checkpoin
 from training.files import claim, write_whole
 from training.options import plain_arguments
 
+SUPERSEDED, REPLACED = "superseded", "replaced"  # folders of what is set aside: for good, or until an epoch is saved
 # What a run writes, folder by folder: nothing else is ever moved or removed.
 WRITTEN = {
     "checkpoints": (
@@ -60,7 +61,6 @@ class Experiment:
         self.checkpoints = output_dir / "checkpoints" / name
         self.results = output_dir / "results" / name
         self.logs = output_dir / "logs" / name
-        self._replaced: list[Path] = []  # folders of what --overwrite set aside
         self._claim: TextIO | None = None
 
     def find_start(self, args: argparse.Namespace) -> Start:
@@ -138,7 +138,8 @@ class Experiment:
                     f"{self.checkpoints}: another process trains this experiment; wait for its end, or choose another "
                     "--experiment_name"
                 )
-            aside = self._set_aside(self.written()) if start.epoch == 0 else self._rewind(start)
+            name = REPLACED if args.overwrite else SUPERSEDED
+            aside = self._set_aside(self.written(), name) if start.epoch == 0 else self._rewind(start)
             for folder in (self.checkpoints, self.results, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
                 for left in folder.glob(".*.tmp"):  # by a run that was killed while it wrote
@@ -147,7 +148,6 @@ class Experiment:
                 file.write(f"{json.dumps(plain_arguments(args), indent=2)}\n".encode())
         except OSError as error:
             raise OptionError(f"--output_dir {self.output_dir} cannot be written to ({error})") from error
-        self._replaced = aside if args.overwrite else []
         until = " until an epoch is saved" if args.overwrite else ""
         return [f"earlier files were set aside in {aside[0].name}/ folders{until}"] if aside else []
 
@@ -157,10 +157,10 @@ class Experiment:
             self._claim.close()
 
     def remove_replaced(self) -> None:
-        """Remove what ``--overwrite`` replaces. Called when the first epoch is saved, and a loss is none any more."""
-        for folder in self._replaced:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._replaced = []
+        """Remove what ``--overwrite`` replaces, also that of runs that failed before. Called when an epoch is saved."""
+        for folder in (self.checkpoints, self.results, self.logs):
+            for replaced in folder.glob(f"{REPLACED}_*"):
+                shutil.rmtree(replaced, ignore_errors=True)
 
     def holds_results(self) -> bool:
         """Return whether a run of this name has finished an epoch: one that failed before left nothing to lose."""
@@ -186,7 +186,7 @@ class Experiment:
         ]
         if best.is_file() and ((found := _load_readable(best)) is None or found["epoch"] > start.epoch):
             later.append(best)
-        aside = self._set_aside(later)
+        aside = self._set_aside(later, SUPERSEDED)
         if not best.is_file():
             at_best = start.checkpoint["best"]["epoch"]
             kept = self.checkpoints / f"checkpoint_{at_best:04d}.pth"
@@ -195,16 +195,16 @@ class Experiment:
                 save_checkpoint({key: value for key, value in state.items() if key != "training"}, best)
         return aside
 
-    def _set_aside(self, paths: list[Path]) -> list[Path]:
-        """Move files into a new ``superseded_<n>`` folder beside them; return these folders."""
+    def _set_aside(self, paths: list[Path], name: str) -> list[Path]:
+        """Move files into a new folder ``<name>_<n>`` beside them; return these folders."""
         number = 1
-        while any((path.parent / f"superseded_{number}").exists() for path in paths):
+        while any((path.parent / f"{name}_{number}").exists() for path in paths):
             number += 1
-        folders = sorted({path.parent / f"superseded_{number}" for path in paths})
+        folders = sorted({path.parent / f"{name}_{number}" for path in paths})
         for folder in folders:
             folder.mkdir()
         for path in paths:
-            path.rename(path.parent / f"superseded_{number}" / path.name)
+            path.rename(path.parent / f"{name}_{number}" / path.name)
         return folders
 
 

@@ -6,7 +6,8 @@ A flag is a promise: each one is used, or refused before anything is read or wri
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +31,40 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+def _number(kind: type[int] | type[float], text: str, fits: Callable[[float], bool], what: str) -> Any:
+    """Parse a number; one that does not fit, or is none, is said not to be ``what``."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"{text} is not {what}")
+    return value
+
+
 def positive_int(text: str) -> int:
     """Parse a whole number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return value
+    return _number(int, text, lambda value: value >= 1, "a whole number from 1 on")
 
 
 def non_negative_int(text: str) -> int:
     """Parse a whole number from 0 on."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    return _number(int, text, lambda value: value >= 0, "a whole number from 0 on")
 
 
 def positive_float(text: str) -> float:
     """Parse a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
+    return _number(float, text, lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def non_negative_float(text: str) -> float:
     """Parse a finite number from 0 on."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
-    return value
+    return _number(float, text, lambda value: 0 <= value < math.inf, "a number from 0 on")
 
 
 def fraction(text: str) -> float:
     """Parse a number in [0, 1]."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1]")
-    return value
+    return _number(float, text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def gpu_list(text: str) -> list[int]:
