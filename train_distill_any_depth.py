@@ -23,7 +23,15 @@ from models.depth_anything import ALIASES, PRESETS, DepthAnything, create_depth_
 from models.depth_anything_files import PUBLISHED
 from models.weights import read_metadata
 from training import loop, options
-from training.checkpoint import OWN_LICENSE, license_of, load_checkpoint, load_model, restore_model, save_model
+from training.checkpoint import (
+    OWN_LICENSE,
+    join_licenses,
+    license_of,
+    load_checkpoint,
+    load_model,
+    restore_model,
+    save_model,
+)
 from training.engine import create_fabric, resolve_precision, seed_weights
 from training.experiment import Experiment
 from training.metrics import scoring_on
@@ -182,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teachers, licenses = open_teachers(args)
     seed_weights(args.seed)
     student, own = create_student(args, notes)
-    args.license = ", ".join(dict.fromkeys([*licenses, *own])) or OWN_LICENSE
+    args.license = join_licenses(*licenses, *own) or OWN_LICENSE
     task = DisparityDistillationTask(
         student,
         teachers,
@@ -315,6 +323,8 @@ def check_loss_and_views(args: argparse.Namespace) -> None:
         raise OptionError("--local_scale has no effect with --local_crops 0")
     if not any(given[flag] for flag in WEIGHTS):
         raise OptionError("all weights of the loss are 0: nothing would be learnt")
+    if not any(given[flag] for flag in WEIGHTS if flag != "lambda_feat"):
+        raise OptionError("--lambda_feat alone teaches an encoder and no disparity; give another --lambda_ a weight")
     if args.lambda_feat == 0 and args.feature_margin is not None:
         raise OptionError("--feature_margin has no effect with --lambda_feat 0")
     if args.lambda_hdn == 0 and (not compares or args.normalization in ("global", "none")):

@@ -742,6 +742,9 @@ class AdaptiveDistillationLoss(DistillationLoss):
 
     The rows cover the shares 0 to 0.2, 0.2 to 0.6 and 0.6 to 1 of the training (epochs 40 and 120 of 200); the weight
     of the features is linear inside a row. ``lambda_sparse`` and ``lambda_chamfer`` stay as given; the others follow.
+
+    Raises:
+        OptionError: a weight of the others is given.
     """
 
     ROWS = (  # begin and end; weights of task, response, feature (at both ends) and bin
@@ -752,6 +755,9 @@ class AdaptiveDistillationLoss(DistillationLoss):
 
     def __init__(self, lambda_sparse: float = 0.1, lambda_chamfer: float = 0.0, **options: Any) -> None:
         super().__init__(lambda_sparse=lambda_sparse, lambda_chamfer=lambda_chamfer, **options)
+        followed = sorted(options.keys() & {"lambda_task", "lambda_response", "lambda_feature", "lambda_bin"})
+        if followed:
+            raise OptionError(f"{', '.join(followed)}: the curriculum sets these weights; leave them out")
 
     def weights_at(self, progress: float) -> dict[str, float]:
         """Return the weight of each term after a share of the training in [0, 1]."""

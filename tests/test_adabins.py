@@ -358,6 +358,11 @@ def test_the_teacher_is_not_pulled(kind):
     assert all(parameter.grad is not None for parameter in model.audio.parameters())
 
 
+def test_the_curriculum_takes_no_weight_that_it_sets():
+    with pytest.raises(OptionError, match="lambda_bin, lambda_task: the curriculum sets these"):
+        AdaptiveDistillationLoss(lambda_task=7.0, lambda_bin=0.0)
+
+
 @pytest.mark.parametrize("epochs", [200, 20])
 def test_the_curriculum(epochs):
     loss = AdaptiveDistillationLoss(lambda_sparse=0.1)

@@ -439,6 +439,10 @@ def test_the_students_licence_is_its_teachers(rooms, tmp_path, run_cli):
     path = tmp_path / "checkpoints/e/best_model.pth"
     model, checkpoint = load_model(path)
     assert license_of(model, checkpoint, path) == "CC-BY-NC-4.0"
+    tuned = ("--init_from", path, "--experiment_name", "tuned", *limits)
+    assert run_cli(train_distillation.main, *arguments(rooms, tmp_path, other_teacher(tmp_path), *tuned))[0] == 0
+    path = tmp_path / "checkpoints/tuned/best_model.pth"
+    assert "CC-BY-NC-4.0" in license_of(*load_model(path), path), "that of the weights with which it began"
 
 
 def test_a_teacher_of_disparities_takes_the_loss_that_fits(rooms, tmp_path, run_cli):

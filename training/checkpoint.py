@@ -329,6 +329,11 @@ def published_preprocessing(model: DepthModel, path: Path) -> dict[str, Any]:
     }
 
 
+def join_licenses(*licenses: str) -> str:
+    """Return the licence of weights that come of several: all of theirs, each once."""
+    return ", ".join(dict.fromkeys(part for license in licenses for part in license.split(", ")))
+
+
 def license_of(model: DepthModel, checkpoint: Mapping[str, Any] | None, path: Path) -> str:
     """Return the licence of weights that :func:`load_model` opened: what is said with them, or the published one."""
     if checkpoint is not None:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from errors import CheckpointError, OptionError
 from training import loop, optimizers
-from training.checkpoint import FORMAT, best_value, load_weights, save_checkpoint
+from training.checkpoint import FORMAT, best_value, join_licenses, load_weights, save_checkpoint
 from training.engine import resolve_precision, synchronize_batch_norm
 from training.experiment import Experiment, Start
 from training.loop import Plan, Progress
@@ -149,6 +149,9 @@ def run_training(
     start = experiment.find_start(args)
     if start.checkpoint is not None and start.path is not None:
         load_weights(student, start.checkpoint, start.path)
+        before = start.checkpoint.get("args", {}).get("license")
+        if before:
+            args.license = join_licenses(*filter(None, (getattr(args, "license", None), before)))
 
     task.to(memory_format=torch.channels_last)
     if args.sync_bn:
