@@ -179,6 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     notes = check_options(args)
     options.check_training_options(args, parser, "distill_any_depth")
+    if args.encoder_learning_rate is None:
+        args.encoder_learning_rate = default_encoder_rate(args)
     fabric = create_fabric(args, rests=len(args.teacher_models) > 1)
     datasets = create_datasets(args)
     if args.dataset == "images" and datasets["train"].ids == datasets["val"].ids:
@@ -245,13 +247,23 @@ def check_options(args: argparse.Namespace) -> list[str]:
         raise OptionError("--device cuda: this machine has no CUDA GPU")
     if args.warmup_epochs >= args.nb_epochs:
         raise OptionError(f"--warmup_epochs {args.warmup_epochs} must be below --nb_epochs {args.nb_epochs}")
-    if args.encoder_learning_rate is None:
-        args.encoder_learning_rate = args.learning_rate / 10 if args.student_checkpoint else args.learning_rate
     if args.image_size % MULTIPLE:
         rounded = -(-args.image_size // MULTIPLE) * MULTIPLE
         notes.append(f"--image_size {args.image_size} is no multiple of {MULTIPLE}: {rounded} is used")
         args.image_size = rounded
     return notes
+
+
+def default_encoder_rate(args: argparse.Namespace) -> float:
+    """Return a tenth of the rate for an encoder with published weights; a run goes on with that which it began with.
+
+    Raises:
+        CheckpointError: what is to be resumed is missing or broken.
+    """
+    if (args.resume or args.checkpoints) and not args.student_checkpoint:
+        begun = Experiment(args.output_dir, args.experiment_name).find_start(args).checkpoint or {}
+        return begun.get("args", {}).get("encoder_learning_rate") or args.learning_rate
+    return args.learning_rate / 10 if args.student_checkpoint else args.learning_rate
 
 
 def check_teachers(args: argparse.Namespace) -> None:

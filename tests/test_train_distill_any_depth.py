@@ -355,6 +355,11 @@ def test_published_weights_begin_at_a_tenth_of_the_rate_and_keep_their_licence(r
     licence = "that of its training data, CC-BY-NC-4.0"
     assert read_metadata(tmp_path / "student_final.safetensors")["license"] == licence
     assert train_distill_any_depth.open_network("x", tmp_path / "checkpoints/e/last.pth", "tiny")[1] == licence
+    main(arguments(rooms, tmp_path, *taught_by(mini, *flags[2:]), "--nb_epochs", 3, "--save_frequency", 3, "--resume"))
+    checkpoint = load_checkpoint(tmp_path / "checkpoints/e/last.pth")
+    groups = checkpoint["training"]["optimizer_state_dict"]["param_groups"]
+    assert [group["initial_lr"] for group in groups] == pytest.approx([1e-3, 1e-4]), "without the file, too"
+    assert set(checkpoint["args"]["license"].split(", ")) == set(licence.split(", "))
 
 
 def test_pictures_alone_are_enough(mini, tmp_path):
