@@ -38,7 +38,7 @@ from dataloaders import (
 )
 from errors import DataError, run_script
 from training import options
-from training.files import write_json
+from training.files import refuse_folders, write_json
 
 SHOWN_SIZE = 16  # pixels; every file is prepared as for a network, and this is the fastest
 SIZES = 3  # rates and sizes that a line of the summary names, the most frequent first
@@ -179,6 +179,7 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, list, sum up; exit with 1 if there is a problem."""
     args = create_parser().parse_args(argv)
+    refuse_folders(json=args.json)
     name = args.dataset or find_dataset(args.dataset_dir)
     found: dict[Problem, None] = {}  # each once: train and val of NYU stand in one table
 

@@ -34,7 +34,7 @@ from training.checkpoint import (
     require_folder,
 )
 from training.engine import create_fabric
-from training.files import write_json, write_whole, writing
+from training.files import refuse_folders, write_json, write_whole, writing
 from training.metrics import (
     DEPTH_BINS,
     EIGEN_CROP,
@@ -133,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, score, report."""
     args = create_parser().parse_args(argv)
     options.check_device(args, most=1)
+    refuse_folders(json=args.json, per_image=args.per_image, cases=args.cases)
     candidates = load_candidates(args)
     first = candidates[0]
     first.dataset.require_depth()

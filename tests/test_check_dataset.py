@@ -267,3 +267,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, run_cli):
     code, _, errors = run_cli(check_dataset.main, root, *HERE, "--json", tmp_path / "file/check.json")
     assert code == 2
     assert "check.json cannot be written" in errors
+    code, out, errors = run_cli(check_dataset.main, root, *HERE, "--json", tmp_path)
+    assert (code, out) == (2, "") and "is a folder; name a file" in errors
+    code, out, _ = run_cli(check_dataset.main, root, *HERE, "--dataset", "images", "--split", "train", "test")
+    assert code == 0 and out.endswith("no problem\n"), "a folder without splits is each of them"

@@ -246,6 +246,8 @@ def test_a_report_that_cannot_be_written_is_one_line(trained, tmp_path, run_cli)
     code, _, errors = run_cli(evaluate.main, *flags, "--num_workers", 0)
     assert code == 2
     assert "report.json cannot be written" in errors
+    code, out, errors = run_cli(evaluate.main, "--checkpoint", trained, "--json", tmp_path)
+    assert (code, out) == (2, "") and f"--json {tmp_path} is a folder; name a file" in errors
 
 
 def test_a_data_set_without_depth(trained, tmp_path, run_cli):

@@ -51,6 +51,13 @@ def writing(path: Path) -> Iterator[None]:
         raise OptionError(f"{path} cannot be written ({error})") from error
 
 
+def refuse_folders(**files: Path | None) -> None:
+    """Raise :class:`errors.OptionError` where a flag of that name is to be a file, and is a folder: before the work."""
+    for flag, path in files.items():
+        if path is not None and path.is_dir():
+            raise OptionError(f"--{flag} {path} is a folder; name a file")
+
+
 def write_json(report: Any, path: Path) -> None:
     """Write a report, whole or not at all, in a folder that is made; a figure that is not a number is null.
 
