@@ -106,11 +106,21 @@ def test_a_page_says_where_the_documents_scripts_are(script):
     assert " ".join(ELSEWHERE[script]) in row.split("|")[2]
 
 
+def anchors(document):
+    """The names under which GitHub links to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
-    for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
-        if not target.startswith(("http://", "https://", "mailto:")):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", document.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        linked = document.parent / target if target else document
+        assert linked.exists(), f"{document.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{document.name} links to {target}#{anchor}"
 
 
 SCORED = [words for document in DOCUMENTS for words in commands(document) if "--scores_dir" in words]
