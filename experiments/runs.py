@@ -135,11 +135,22 @@ class Runner:
         return [line.strip() for line in lines if line.startswith("warning:")]
 
     def epochs_done(self, run: Run, seed: int) -> int:
-        """Return how many epochs of a run are done, 0 where its last checkpoint cannot be read."""
+        """Return how many epochs of a run are done, 0 where it has no last checkpoint.
+
+        Raises:
+            CheckpointError: its last checkpoint cannot be read; another version, or another user, may read it.
+        """
+        last = self.best(run, seed).with_name("last.pth")
+        return load_checkpoint(last)["epoch"] if last.exists() else 0
+
+    def look_up(self, run: Run, seed: int) -> tuple[int, str | None]:
+        """Return how many epochs of a run are done, and why what is there of it cannot be taken for it, if that is so."""
+        best = self.best(run, seed)
         try:
-            return load_checkpoint(self.best(run, seed).with_name("last.pth"))["epoch"]
-        except CheckpointError:
-            return 0
+            there = best.exists() or best.with_name("last.pth").exists()
+            return self.epochs_done(run, seed), self.not_of_this_command(run, seed) if there else None
+        except (CheckpointError, OSError) as error:
+            return 0, f"{error}"
 
     def command(self, run: Run, seed: int, done: int = 0) -> list[str]:
         """Return the command that trains one seed of a run, or goes on with it after ``done`` epochs."""
@@ -167,8 +178,8 @@ class Runner:
         wanted = [(run, seed) for run in runs for seed in seeds if (run.name, seed) not in known]
         untrained: dict[tuple[str, int], str] = {}
         for run, seed in wanted:
-            done = self.epochs_done(run, seed)
-            if done and (why := self.not_of_this_command(run, seed)):
+            done, why = self.look_up(run, seed)
+            if why:
                 untrained[run.name, seed] = why
             elif done < run.epochs:
                 untrained[run.name, seed] = f"{done} of its {run.epochs} epochs are trained"
@@ -255,8 +266,8 @@ class Runner:
         ``logs/<folder>.command``: what is there of another one, on other data for example, is not taken for it, nor
         what was trained under other defaults.
         """
-        done = self.epochs_done(run, seed)
-        if done and (why := self.not_of_this_command(run, seed)):
+        done, why = self.look_up(run, seed)
+        if why:
             return why
         if done >= run.epochs:
             return None

@@ -139,9 +139,7 @@ class Evaluator:
             The picture and its caption; or None, and why there is none.
         """
         runner, rows = self.runner, [(run, scores[run.name].seeds[0]) for run in self.trained if run.name in scores]
-        here = [
-            row for row in rows if runner.epochs_done(*row) >= row[0].epochs and not runner.not_of_this_command(*row)
-        ]
+        here = [(run, seed) for run, seed in rows if runner.look_up(run, seed) == (run.epochs, None)]
         if not here:
             return None, f"No picture of the test samples: no row's network is in {runner.output_dir}."
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from make_data import write_batvision_v1, write_nyu_b
 from PIL import Image
 
@@ -404,6 +405,26 @@ def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms
         assert all("another command" in why for why in found.values())
     finally:
         moved.rename(smoke)
+
+
+def test_what_cannot_be_read_of_a_training_is_not_begun_anew(smoke, tmp_path, rooms, monkeypatch):
+    """A later version wrote it, or a copy was cut off: it is said, and nothing is written over it."""
+    run = SUITES["smoke"](Setting(SMOKE, 3)).rows[0]
+    shutil.copytree(smoke, tmp_path / "runs")
+    data = ("--dataset", "simulated", "--dataset_dir", f"{rooms}")
+    runner = Runner(tmp_path / "runs", data, SMOKE.size)
+    last = runner.best(run, 0).with_name("last.pth")
+    monkeypatch.setattr(Runner, "call", lambda *_: pytest.fail("it is trained"))
+    whole, kept = last.read_bytes(), load_checkpoint(last)
+    torch.save(kept | {"format": kept["format"] + 1}, last)
+    assert "update the toolkit" in runner.train(run, 0)
+    last.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in runner.train(run, 0)
+    assert set(runner.find_untrained([run], [0])) == {(run.name, 0)}
+    last.unlink()
+    other = Runner(tmp_path / "runs", (*data[:-1], "other_rooms"), SMOKE.size)
+    assert "another command" in other.train(run, 0), "its best epoch is there"
+    assert runner.epochs_done(run, 0) == 0
 
 
 def test_what_was_trained_under_other_defaults_is_not_taken_for_it(smoke, rooms):
