@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TextIO
+from typing import TextIO, TypeVar
 
-from errors import PARENT, CheckpointError
+from errors import PARENT, CheckpointError, UserError
 from experiments.settings import Settings, differences, settings_in, settings_of
 from training.checkpoint import load_checkpoint
 from training.files import write_whole
@@ -28,6 +28,7 @@ from training.machine import count_cores
 
 BEGUN = "begun"  # in the place of the seconds
 REPOSITORY = Path(__file__).resolve().parent.parent
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,8 @@ class Runner:
                 reason: str | None = f"its {'network' if run.network else 'teacher'}, {run.after.name}, failed"
                 found: object = None
             else:
-                reason = self.train(run, seed)
-                found = then(run, seed) if then and not reason and run in wanted[seed] else None
+                reason = outcome(self.train, run, seed)
+                found = outcome(then, run, seed) if then and not reason and run in wanted[seed] else None
             if reason and self._stopped:
                 return  # it did not fail, it was told to end
             with lock:
@@ -357,6 +358,14 @@ class Runner:
             yield environment | {"CUDA_VISIBLE_DEVICES": visible_gpu(gpu)}
         finally:
             self._free_gpus.put(gpu)
+
+
+def outcome(step: Callable[[Run, int], Outcome], run: Run, seed: int) -> Outcome | str:
+    """Return what a step of a run comes to, or what kept it from that: the other runs go on."""
+    try:
+        return step(run, seed)
+    except (UserError, OSError) as error:
+        return f"{error}"
 
 
 def data_flags(name: str, folder: Path) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 from dataloaders import DEFAULT_MAX_DEPTHS, create_dataset
-from errors import CheckpointError, DataError
+from errors import DataError
 from experiments.records import Record, load, read_depths, read_results, save, shortened
 from experiments.report import versions
-from experiments.runs import Run, Runner, last_line
+from experiments.runs import Run, Runner, last_line, outcome
 from experiments.scores import Scores, gather_scores
 from experiments.settings import parse, without_folders
 from experiments.suites import Suite
@@ -94,7 +94,7 @@ class Evaluator:
         done, records = {*failed, *known}, dict(known)
         wanted = [(run, seed) for run in self.suite.rows for seed in self.seeds if (run.name, seed) not in done]
         with self.runner.pool() as pool:
-            tests = [pool.submit(self.evaluate, run, seed) for run, seed in wanted]
+            tests = [pool.submit(outcome, self.evaluate, run, seed) for run, seed in wanted]
             for (run, seed), test in zip(wanted, tests, strict=True):
                 found = test.result()
                 if isinstance(found, Record):
@@ -104,16 +104,18 @@ class Evaluator:
         return records
 
     def evaluate(self, run: Run, seed: int) -> Record | str:
-        """Test what is trained, unless it is tested, and keep the record; return it, or why the test failed."""
+        """Test what is trained, unless it is tested, and keep the record; return it, or why the test failed.
+
+        Raises:
+            UserError: a file of the training or of the test is broken, or the record cannot be written.
+            OSError: a file cannot be read.
+        """
         if why := self.test(run, seed):
             return why
         what = self.command(run, seed), self.runner.trained_settings(run, seed)
         minutes = self.runner.minutes(run, seed)
-        try:
-            made_by = self.made_by | {"commit": self.runner.commit(run, seed) or self.made_by["commit"]}
-            record = read_results(*self.files(run, seed), run.epochs, *what, minutes, made_by)
-        except (DataError, CheckpointError) as error:
-            return f"{error}"
+        made_by = self.made_by | {"commit": self.runner.commit(run, seed) or self.made_by["commit"]}
+        record = read_results(*self.files(run, seed), run.epochs, *what, minutes, made_by)
         if self.kept is not None:
             save(record, self.record(run, seed))
         return record

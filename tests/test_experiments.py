@@ -23,7 +23,7 @@ from PIL import Image
 
 import run_experiments
 from dataloaders import create_dataset
-from errors import DataError
+from errors import DataError, OptionError
 from experiments.charts import draw_bars, draw_curves
 from experiments.records import read_depths, read_results
 from experiments.report import findings, table
@@ -205,6 +205,28 @@ def test_a_test_that_fails_is_said_when_it_does(tmp_path, monkeypatch):
     failed = Runner(tmp_path, (), say=said.append).train_all(rows, [0], then=lambda run, seed: "its test failed")
     assert failed == {} and said[0] == "[1/2] teacher, seed 0: trained, but its test failed"
     assert len(said) == 2, "whom it teaches is trained all the same"
+
+
+def test_what_one_row_raises_stops_no_other(tmp_path, monkeypatch):
+    """Its log cannot be written, its record finds the disk full."""
+
+    def train(self, run, seed):
+        if run.name == "a":
+            (tmp_path / "none" / "times.csv").write_text("")
+
+    def evaluate(self, run, seed):
+        raise OptionError("b.json cannot be written (No space left on device)")
+
+    monkeypatch.setattr(Runner, "train", train)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    rows = [Run(name, (f"{name}.py",), 1) for name in "ab"]
+    rows.append(Run("c", ("c.py",), 1, teacher=rows[1]))
+    said = []
+    evaluator = Evaluator(Runner(tmp_path, (), say=said.append), Suite("?", rows), [0])
+    failed = evaluator.runner.train_all(rows, [0], then=evaluator.evaluate)
+    assert set(failed) == {("a", 0)} and "times.csv" in failed["a", 0]
+    assert said[1] == "[2/3] b, seed 0: trained, but b.json cannot be written (No space left on device)"
+    assert evaluator.test_all(failed, {}) == {} and set(failed) == {("a", 0), ("b", 0), ("c", 0)}
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, {"2", "5"}), ("7,1,4,9,8,3", {"4", "3"})])
