@@ -219,7 +219,7 @@ class Runner:
             else:
                 reason = outcome(self.train, run, seed)
                 found = outcome(then, run, seed) if then and not reason and run in wanted[seed] else None
-            if reason and self._stopped:
+            if self._stopped and (reason or isinstance(found, str)):
                 return  # it did not fail, it was told to end
             with lock:
                 if reason:

@@ -229,6 +229,19 @@ def test_what_one_row_raises_stops_no_other(tmp_path, monkeypatch):
     assert evaluator.test_all(failed, {}) == {} and set(failed) == {("a", 0), ("b", 0), ("c", 0)}
 
 
+def test_a_test_that_was_told_to_end_has_not_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Runner, "train", lambda self, run, seed: None)
+    said = []
+    runner = Runner(tmp_path, (), say=said.append)
+
+    def told_to_end(run, seed):
+        runner.stop()
+        return "its test failed: interrupted"
+
+    assert runner.train_all([Run("a", ("a.py",), 1), Run("b", ("b.py",), 1)], [0], then=told_to_end) == {}
+    assert said == []
+
+
 @pytest.mark.parametrize(("visible", "expected"), [(None, {"2", "5"}), ("7,1,4,9,8,3", {"4", "3"})])
 def test_trainings_share_the_gpus_out_among_them(tmp_path, monkeypatch, visible, expected):
     if visible is None:
