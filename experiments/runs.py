@@ -27,6 +27,7 @@ from training.files import write_whole
 from training.machine import count_cores
 
 BEGUN = "begun"  # in the place of the seconds
+TIME = re.compile(rf".+,({BEGUN}|\d+\.\d)")  # a line of times.csv, unless a kill or a full disk has cut it off
 REPOSITORY = Path(__file__).resolve().parent.parent
 Outcome = TypeVar("Outcome")
 
@@ -119,7 +120,8 @@ class Runner:
         """Return how long a run trained, over all of its starts; NaN where nobody wrote down the end of one."""
         if not self.times.is_file():
             return math.nan
-        rows = [line.rsplit(",", 1) for line in self.times.read_text(encoding="utf-8").splitlines()]
+        lines = self.times.read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = [line.rsplit(",", 1) for line in lines if TIME.fullmatch(line)]
         said = [seconds for folder, seconds in rows if folder == run.folder(seed)]
         if any(one == BEGUN and then == BEGUN for one, then in itertools.pairwise([*said, BEGUN])):
             return math.nan
@@ -291,8 +293,10 @@ class Runner:
         return f"exit code {ended.returncode}: {last_line(log.read_text(encoding='utf-8', errors='replace'))} ({log})"
 
     def _note_time(self, run: Run, seed: int, what: str) -> None:
-        with self._lock, self.times.open("a", encoding="utf-8") as file:
-            file.write(f"{run.folder(seed)},{what}\n")
+        with self._lock, self.times.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            after = b"\n" if file.read() not in (b"", b"\n") else b""  # a line that was cut off
+            file.write(after + f"{run.folder(seed)},{what}\n".encode())
 
     def kept_command(self, run: Run, seed: int) -> tuple[Path, str]:
         """Return the file that says what trained a run, and what it says of the one that is asked for."""

@@ -402,6 +402,17 @@ def test_minutes_of_a_start_whose_end_nobody_wrote_down_are_not_known(tmp_path):
         assert runner.minutes(run, 0) == pytest.approx(minutes, nan_ok=True)
 
 
+def test_a_time_that_was_cut_off_is_none_and_is_not_written_on(tmp_path):
+    runner, run = Runner(tmp_path, ()), Run("one", ("train.py",), 2)
+    runner.times.parent.mkdir()
+    for cut in ("one_se", "one_seed0", "one_seed0,", "one_seed0,beg", "one_seed0,6", "one_seed0,6.", "\0\0\0"):
+        runner.times.write_text(f"one_seed0,begun\none_seed0,60.0\n{cut}")
+        assert runner.minutes(run, 0) == 1, cut
+        runner._note_time(run, 0, "begun")
+        runner._note_time(run, 0, "30.0")
+        assert runner.minutes(run, 0) == 1.5, cut
+
+
 def test_a_legend_has_room_for_all_rows():
     scores = {
         f"row {number}": Scores(Run(f"row {number}", (), 2), [0], TESTED, np.ones((1, 5)), {}, [[1.0, 0.5 + number]])
