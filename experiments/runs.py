@@ -26,8 +26,8 @@ from training.checkpoint import load_checkpoint
 from training.files import write_whole
 from training.machine import count_cores
 
-BEGUN = "begun"  # in the place of the seconds
-TIME = re.compile(rf".+,({BEGUN}|\d+\.\d)")  # a line of times.csv, unless a kill or a full disk has cut it off
+ANEW, BEGUN = "anew", "begun"  # in the place of the seconds: from nothing, or of a training that goes on
+TIME = re.compile(rf".+,({ANEW}|{BEGUN}|\d+\.\d)")  # a line of times.csv, unless a kill or a full disk has cut it off
 REPOSITORY = Path(__file__).resolve().parent.parent
 Outcome = TypeVar("Outcome")
 
@@ -113,16 +113,22 @@ class Runner:
 
     @property
     def times(self) -> Path:
-        """The file that says that each training was begun, and how many seconds it took to its end."""
+        """The file that says that each training was begun, from nothing or not, and how many seconds until its end."""
         return self.output_dir / "logs" / "times.csv"
 
     def minutes(self, run: Run, seed: int) -> float:
-        """Return how long a run trained, over all of its starts; NaN where nobody wrote down the end of one."""
+        """Return how long a run trained, over all of its starts; NaN where nobody wrote down the end of one.
+
+        What was trained before it was begun anew is not in it.
+        """
         if not self.times.is_file():
             return math.nan
         lines = self.times.read_text(encoding="utf-8", errors="replace").splitlines()
         rows = [line.rsplit(",", 1) for line in lines if TIME.fullmatch(line)]
-        said = [seconds for folder, seconds in rows if folder == run.folder(seed)]
+        said: list[str] = []
+        for folder, what in rows:
+            if folder == run.folder(seed):
+                said = [BEGUN] if what == ANEW else [*said, what]
         if any(one == BEGUN and then == BEGUN for one, then in itertools.pairwise([*said, BEGUN])):
             return math.nan
         return sum(float(seconds) for seconds in said if seconds != BEGUN) / 60 or math.nan
@@ -265,8 +271,8 @@ class Runner:
     def train(self, run: Run, seed: int) -> str | None:
         """Train one seed of a run to its end, unless it is there; return why it failed, if it did.
 
-        What it prints is kept in ``logs/<folder>.txt``, how long it took in ``logs/times.csv``, and the command in
-        ``logs/<folder>.command``: what is there of another one, on other data for example, is not taken for it, nor
+        What it prints is kept in ``logs/<folder>.txt``, how long it took in ``logs/times.csv``, both since it began
+        from nothing, and the command in ``logs/<folder>.command``: what is there of another one, on other data for example, is not taken for it, nor
         what was trained under other defaults.
         """
         done, why = self.look_up(run, seed)
@@ -281,9 +287,9 @@ class Runner:
         with write_whole(kept) as file:
             file.write(asked.encode())
         self.say(f"python {shlex.join(command)}")
-        self._note_time(run, seed, BEGUN)
+        self._note_time(run, seed, BEGUN if done else ANEW)
         begun = time.monotonic()
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("a" if done else "w", encoding="utf-8") as file:
             ended = self.call(command, file)
         seconds = time.monotonic() - begun
         self._note_time(run, seed, f"{seconds:.1f}")

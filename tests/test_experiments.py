@@ -397,9 +397,31 @@ def test_minutes_of_a_start_whose_end_nobody_wrote_down_are_not_known(tmp_path):
         ("one_seed0,begun\none_seed0,begun\none_seed0,30.0\n", math.nan),
         ("one_seed0,60.0\none_seed0,begun\none_seed0,begun\none_seed0,30.0\n", math.nan),
         ("one_seed0,begun\none_seed0,60.0\none_seed0,begun\n", math.nan),
+        ("one_seed0,begun\none_seed0,60.0\none_seed0,anew\none_seed0,30.0\n", 0.5),
+        ("one_seed0,anew\none_seed0,anew\none_seed0,30.0\none_seed0,begun\none_seed0,30.0\n", 1.0),
+        ("one_seed0,60.0\none_seed0,anew\n", math.nan),
     ):
         runner.times.write_text(lines)
         assert runner.minutes(run, 0) == pytest.approx(minutes, nan_ok=True)
+
+
+def test_a_training_that_begins_from_nothing_has_its_own_minutes_and_log(tmp_path, monkeypatch):
+    runner, run = Runner(tmp_path, ()), Run("one", ("train.py",), 2)
+    monkeypatch.setattr("experiments.runs.settings_of", lambda command: {})
+
+    def call(self, command, log):
+        log.write("warning: it is there\n")
+        time.sleep(0.1)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(Runner, "call", call)
+    for _ in range(2):
+        assert runner.train(run, 0) is None
+    assert re.fullmatch(r"(one_seed0,anew\none_seed0,0\.\d\n){2}", runner.times.read_text())
+    assert len(runner.warnings(run, 0)) == 1
+    monkeypatch.setattr(Runner, "epochs_done", lambda *_: 1)
+    runner.train(run, 0)
+    assert runner.times.read_text().count("anew") == 2 and len(runner.warnings(run, 0)) == 2, "it goes on"
 
 
 def test_a_time_that_was_cut_off_is_none_and_is_not_written_on(tmp_path):
