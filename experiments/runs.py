@@ -60,7 +60,7 @@ class Run:
 
     def folder(self, seed: int) -> str:
         """Return the name of the experiment under which one seed is kept."""
-        return "_".join([*re.findall(r"[a-z0-9.]+", self.trained.name.lower()), f"seed{seed}"])
+        return "_".join([*words_in(self.trained.name), f"seed{seed}"])
 
     @property
     def trained(self) -> Run:
@@ -153,7 +153,7 @@ class Runner:
         return load_checkpoint(last)["epoch"] if last.exists() else 0
 
     def look_up(self, run: Run, seed: int) -> tuple[int, str | None]:
-        """Return how many epochs of a run are done, and why what is there of it cannot be taken for it, if that is so."""
+        """Return how many epochs of a run are done, and why what is there is not taken for it, where that is so."""
         best = self.best(run, seed)
         try:
             there = best.exists() or best.with_name("last.pth").exists()
@@ -272,8 +272,8 @@ class Runner:
         """Train one seed of a run to its end, unless it is there; return why it failed, if it did.
 
         What it prints is kept in ``logs/<folder>.txt``, how long it took in ``logs/times.csv``, both since it began
-        from nothing, and the command in ``logs/<folder>.command``: what is there of another one, on other data for example, is not taken for it, nor
-        what was trained under other defaults.
+        from nothing, and the command in ``logs/<folder>.command``: what is there of another one, on other data for
+        example, is not taken for it, nor what was trained under other defaults.
         """
         done, why = self.look_up(run, seed)
         if why:
@@ -376,6 +376,11 @@ def outcome(step: Callable[[Run, int], Outcome], run: Run, seed: int) -> Outcome
         return step(run, seed)
     except (UserError, OSError) as error:
         return f"{error}"
+
+
+def words_in(text: str) -> list[str]:
+    """Return the words and numbers of a text, of any script, in lower case: what the name of a file is made of."""
+    return re.findall(r"(?:[^\W_]|\.)+", text.lower())
 
 
 def data_flags(name: str, folder: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from dataloaders import DEFAULT_MAX_DEPTHS, create_dataset
 from errors import DataError
 from experiments.records import Record, load, read_depths, read_results, save, shortened
 from experiments.report import versions
-from experiments.runs import Run, Runner, last_line, outcome
+from experiments.runs import Run, Runner, last_line, outcome, words_in
 from experiments.scores import Scores, gather_scores
 from experiments.settings import parse, without_folders
 from experiments.suites import Suite
@@ -204,8 +204,8 @@ class Evaluator:
 
     def otherwise(self, run: Run) -> str:
         """Return what tells the files of a test from those of other tests of the same network."""
-        words = without_folders([*self.suite.evaluate, *run.test], self.runner.output_dir).lower()
-        return "".join(f"_{word}" for word in re.findall(r"[a-z0-9.]+", words))
+        words = words_in(without_folders([*self.suite.evaluate, *run.test], self.runner.output_dir))
+        return "".join(f"_{word}" for word in words)
 
     def command(self, run: Run, seed: int) -> str:
         """Return what trains a run, and the flags of its test: what its record is of."""

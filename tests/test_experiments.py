@@ -74,6 +74,17 @@ def test_runs_of_one_name_are_the_same_in_all_suites():
             assert known.setdefault(run.name, run) == run, f"{run.name} means two things"
 
 
+def test_locations_of_any_script_have_folders_of_their_own():
+    """Names of ASCII letters have the folders that they always had: records are known by them."""
+
+    def folder(location):
+        return Run(f"audio alone, 100 % labels, 12 epochs, without {location}", (), 1).folder(0)
+
+    assert folder("강의실") == "audio_alone_100_labels_12_epochs_without_강의실_seed0" != folder("복도")
+    assert folder("Straße 2").endswith("_without_straße_2_seed0")
+    assert folder("2nd_Floor - B_") == "audio_alone_100_labels_12_epochs_without_2nd_floor_b_seed0"
+
+
 def test_rows_that_hear_something_else_say_so():
     spectrograms = [row for row in SUITES["ablation"](SETTING).rows if "spectrograms" in row.name]
     assert [row.command[row.command.index("--audio_format") + 1] for row in spectrograms] == ["spectrogram"]
