@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,18 @@ def read_results(
         made_by: commit, versions and machine.
 
     Raises:
-        DataError: ``metrics.csv`` is not that of these epochs.
+        DataError: the test is broken, or of an older version; ``metrics.csv`` is not there, or not that of these epochs.
     """
-    rows = _read_images(images)
-    baseline = json.loads(figures.read_text(encoding="utf-8"))["baselines"].get("mean_map")
+    with _reading_test(figures):
+        baseline = json.loads(figures.read_text(encoding="utf-8"))["baselines"].get("mean_map")
+        mean_map = shortened(baseline["rmse"]) if baseline else None
+    with _reading_test(images):
+        rows = _read_images(images)
+        ids, depths = [row["id"] for row in rows], [shortened(float(row["depth"])) for row in rows]
+        scores = {metric: [shortened(float(row[metric])) for row in rows] for metric in METRICS}
     curves = figures.with_name("metrics.csv")
+    if not curves.is_file():
+        raise DataError(f"{curves} is not there; put it back, or train anew what it is of (--overwrite)")
     trained = read_csv(curves)
     curve = [shortened(row["val_rmse"]) for row in trained if "val_rmse" in row]
     if len(trained) != epochs or len(curve) not in (0, epochs):
@@ -89,19 +97,34 @@ def read_results(
     return Record(
         command=command,
         minutes=None if math.isnan(minutes) else round(minutes, 2),
-        mean_map=shortened(baseline["rmse"]) if baseline else None,
+        mean_map=mean_map,
         curve=curve,
         settings=settings,
-        images=[row["id"] for row in rows],
-        depths=[shortened(float(row["depth"])) for row in rows],
-        scores={metric: [shortened(float(row[metric])) for row in rows] for metric in METRICS},
+        images=ids,
+        depths=depths,
+        scores=scores,
         made_by=made_by,
     )
 
 
 def read_depths(images: Path) -> dict[str, float]:
-    """Return the mean measured depth in metres of each image of a test, by its name; none of an older version's."""
-    return {row["id"]: shortened(float(row["depth"])) for row in _read_images(images) if "depth" in row}
+    """Return the mean measured depth in metres of each image of a test, by its name; none of an older version's.
+
+    Raises:
+        DataError: the file is broken.
+    """
+    with _reading_test(images):
+        return {row["id"]: shortened(float(row["depth"])) for row in _read_images(images) if "depth" in row}
+
+
+@contextmanager
+def _reading_test(path: Path) -> Iterator[None]:
+    """Around what reads a file of a test: what is wrong in it becomes a DataError that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} is no test of this version ({why}); delete it, then it is tested anew") from None
 
 
 def _read_images(images: Path) -> list[dict[str, str]]:

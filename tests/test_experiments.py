@@ -620,6 +620,35 @@ def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path)
     }
 
 
+def test_what_a_test_left_is_asked_for_where_it_is_missing_broken_or_old(tmp_path):
+    figures, images, curves = (tmp_path / name for name in ("test.json", "test_images.csv", "metrics.csv"))
+    whole = {
+        figures: '{"baselines": {"mean_map": {"rmse": 1.0}}}',
+        images: "id,depth,rmse,abs_rel,delta1\na,2.0,0.5,0.1,0.9\n",
+        curves: "epoch,val_rmse\n1,0.5\n",
+    }
+    for file, text, said in (
+        (curves, None, "put it back"),
+        (figures, None, "tested anew"),
+        (figures, "{", "tested anew"),
+        (figures, '{"rmse": 1.0}', "tested anew"),
+        (figures, "[]", "tested anew"),
+        (images, "id,depth,rmse\na,2.0,0.5\n", "tested anew"),
+        (images, "id,depth,rmse,abs_rel,delta1\na,2.0\n", "tested anew"),
+    ):
+        for path, content in whole.items():
+            path.write_text(content)
+        assert read_results(figures, images, 1, "", [], math.nan, {}).images == ["a"]
+        file.unlink()
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(DataError, match=f"{re.escape(f'{file}')} is .*{said}"):
+            read_results(figures, images, 1, "", [], math.nan, {})
+    images.write_text("id,depth\na,?\n")
+    with pytest.raises(DataError, match="tested anew"):
+        read_depths(images)
+
+
 def test_curves_that_two_runs_wrote_are_refused(smoke, tmp_path):
     run = SUITES["smoke"](Setting(SMOKE, 3)).rows[0]
     folder = tmp_path / "results"
