@@ -6,6 +6,7 @@ A report needs nothing else. So suites can be run in parts, on several machines,
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from training.files import write_whole, writing
 from training.run_log import read_csv
 
 METRICS = ("rmse", "abs_rel", "delta1")  # of each image; the first is the one that suites compare
+MADE_BY = ("commit", "Python", "libraries", "machine")
 DIGITS = 5  # of each figure; images differ in the second
 
 
@@ -36,7 +38,7 @@ class Record:
         images: names of the test images.
         depths: mean measured depth in metres of each of them, which tells other data under the same names.
         scores: by metric, of each of them.
-        made_by: commit, versions and machine.
+        made_by: commit, versions and machine, by ``MADE_BY``.
     """
 
     command: str
@@ -147,6 +149,25 @@ def save(record: Record, path: Path) -> None:
         file.write(json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n")
 
 
+def _check_values(record: Record) -> None:
+    """Make sure that a record from a file holds what a report needs.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it does not.
+    """
+    columns = [record.depths, *(record.scores[metric] for metric in METRICS)]
+    if not record.images or any(len(column) != len(record.images) for column in columns):
+        raise ValueError("its scores are not of its images")
+    for kind, values in (
+        ((int, float), [*itertools.chain(*columns), *record.curve]),
+        ((int, float, type(None)), [record.minutes, record.mean_map]),
+        ((str,), [record.command, *record.images, *record.made_by.values(), *(record.made_by[key] for key in MADE_BY)]),
+        ((dict,), record.settings),
+    ):
+        if wrong := [value for value in values if type(value) not in kind]:
+            raise ValueError(f"{wrong[0]!r} in it is no {kind[0].__name__}")
+
+
 def load(path: Path, script: str, settings: Sequence[Settings]) -> Record:
     """Read a record.
 
@@ -161,14 +182,10 @@ def load(path: Path, script: str, settings: Sequence[Settings]) -> Record:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         record = Record(**{field.name: content[field.name] for field in fields(Record)})
-        columns = [record.depths, *(record.scores[metric] for metric in METRICS)]
-        if any(len(column) != len(record.images) or not isinstance(column[0], (int, float)) for column in columns):
-            raise ValueError("its scores are not of its images")
-        if not all(isinstance(of_one, dict) for of_one in record.settings):
-            raise ValueError("its settings are none")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        _check_values(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no record of a test ({type(error).__name__}: {error}); delete it") from None
-    if not f"{record.command}".startswith(f"{script} ") or len(record.settings) != len(settings):
+    if not record.command.startswith(f"{script} ") or len(record.settings) != len(settings):
         raise DataError(f"{path} was made by another command, {record.command!r}; give another --scores_dir")
     for before, now in zip(record.settings, settings, strict=True):
         if differing := differences(before, now):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from experiments.charts import draw_bars, draw_curves, draw_label_curves
-from experiments.records import METRICS, Record
+from experiments.records import MADE_BY, METRICS, Record
 from experiments.scores import Scores, change, shared
 from experiments.statistics import Interval, change_interval, gap_closed_interval, mean_interval
 from experiments.suites import Suite
@@ -91,12 +91,8 @@ def versions() -> dict[str, str]:
     """Return what made the figures: commit, Python, libraries, machine."""
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy"))
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return {
-        "commit": commit() or "unknown",
-        "Python": platform.python_version(),
-        "libraries": libraries,
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores{gpu}",
-    }
+    machine = f"{cpu_name()}, {os.cpu_count()} cores{gpu}"
+    return dict(zip(MADE_BY, (commit() or "unknown", platform.python_version(), libraries, machine), strict=True))
 
 
 def write_report(
@@ -154,7 +150,7 @@ def write_report(
         *(f"{name}, seed {seed}: {missing} ({why})" for (name, seed), why in failed.items()),
         *warnings,
         *([] if drawn else [caption]),
-        *(f"{key}: {'; '.join(dict.fromkeys(r.made_by[key] for r in records))}" for key in records[0].made_by),
+        *(f"{key}: {'; '.join(dict.fromkeys(r.made_by[key] for r in records))}" for key in MADE_BY),
     ]
     repeat = f"python {shlex.join(command)}"
 

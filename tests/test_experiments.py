@@ -25,7 +25,7 @@ import run_experiments
 from dataloaders import create_dataset
 from errors import DataError, OptionError
 from experiments.charts import draw_bars, draw_curves
-from experiments.records import read_depths, read_results
+from experiments.records import Record, load, read_depths, read_results, save
 from experiments.report import findings, table
 from experiments.runs import Run, Runner, with_teachers
 from experiments.scores import Scores, change
@@ -647,6 +647,37 @@ def test_what_a_test_left_is_asked_for_where_it_is_missing_broken_or_old(tmp_pat
     images.write_text("id,depth\na,?\n")
     with pytest.raises(DataError, match="tested anew"):
         read_depths(images)
+
+
+def test_a_record_that_a_report_could_not_take_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    made_by = dict.fromkeys(("commit", "Python", "libraries", "machine"), "x")
+    scores = {"rmse": [0.5, 1], "abs_rel": [0.1, 0.1], "delta1": [0.9, 0.9]}
+    record = Record("train.py --x", None, 1.0, [0.5, 0.4], [{}], ["a", "b"], [2.0, 2], scores, made_by)
+    save(record, path)
+    assert load(path, "train.py", [{}]) == record
+    whole = json.loads(path.read_text())
+    for change_of in (
+        {"scores": scores | {"rmse": [0.5, None]}},
+        {"scores": scores | {"delta1": "ab"}},
+        {"scores": scores | {"abs_rel": [0.1]}},
+        {"scores": [scores]},
+        {"depths": [2.0, True]},
+        {"minutes": "x"},
+        {"mean_map": [1.0]},
+        {"curve": None},
+        {"curve": [0.5, None]},
+        {"settings": None},
+        {"settings": ["{}"]},
+        {"images": [], "depths": [], "scores": dict.fromkeys(scores, [])},
+        {"images": [1, 2]},
+        {"made_by": {}},
+        {"made_by": made_by | {"commit": None}},
+        {"command": ["train.py"]},
+    ):
+        path.write_text(json.dumps(whole | change_of))
+        with pytest.raises(DataError, match=r"a\.json is no record of a test .*; delete it"):
+            load(path, "train.py", [{}])
 
 
 def test_curves_that_two_runs_wrote_are_refused(smoke, tmp_path):
