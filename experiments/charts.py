@@ -14,6 +14,7 @@ from experiments.statistics import mean_interval
 from experiments.suites import Suite
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # a location's name with two dollars is no formula
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 

@@ -24,7 +24,7 @@ from PIL import Image
 import run_experiments
 from dataloaders import create_dataset
 from errors import DataError, OptionError
-from experiments.charts import draw_bars, draw_curves
+from experiments.charts import draw_bars, draw_curves, draw_label_curves
 from experiments.records import Record, load, read_depths, read_results, save
 from experiments.report import findings, table
 from experiments.runs import Run, Runner, with_teachers
@@ -455,6 +455,14 @@ def test_a_legend_has_room_for_all_rows():
         Image.open(io.BytesIO(draw_curves(dict(list(scores.items())[:number])))).size for number in (5, len(scores))
     )
     assert few[0] == many[0] and many[1] > 1.3 * few[1]
+
+
+def test_a_name_with_dollars_is_drawn_as_it_is():
+    run = Run("audio, without Lab $_$ 3", (), 2)
+    scores = {run.name: Scores(run, [0], TESTED, np.ones((1, 5)), {}, [[1.0, 0.5]])}
+    suite = Suite("?", [run], label_curves={run.name: [(1.0, run.name)]})
+    for picture in (draw_bars(suite, scores, None), draw_curves(scores), draw_label_curves(suite, scores)):
+        assert picture.startswith(b"\x89PNG")
 
 
 def test_scores_on_nyu_are_known_again(tmp_path):
