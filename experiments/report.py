@@ -45,6 +45,13 @@ def findings(suite: Suite, scores: Mapping[str, Scores]) -> list[str]:
     return lines
 
 
+def _fewest_seeds(suite: Suite, scores: Mapping[str, Scores]) -> int:
+    """Return over how few seeds an interval of the report is: a row's, or those that compared rows share."""
+    together = [*((name,) for name in scores), *suite.control.items(), *suite.comparisons, *suite.gaps]
+    found = [shared(*(scores.get(name) for name in names)) for names in together]
+    return min((len(errors[0]) for errors in found if errors is not None), default=0)
+
+
 def _percent(found: Interval, form: str) -> str:
     value, low, high = (f"{100 * number:{form}}" for number in (found.value, found.low, found.high))
     return f"{value} % (95 %: {low} to {high} %)"
@@ -146,7 +153,7 @@ def write_report(
         "RMSE in metres per image over the measured pixels, then the mean over the test images. Intervals: 95 %, from "
         "a bootstrap over seeds and test images, widened for few seeds; those of a difference are paired, over the "
         "seeds that both rows have. Minutes: of one training, without that of its teacher, the median of the seeds.",
-        *([ONE_SEED] if any(len(row.seeds) == 1 for row in scores.values()) else []),
+        *([ONE_SEED] if _fewest_seeds(suite, scores) == 1 else []),
         *(f"{name}, seed {seed}: {missing} ({why})" for (name, seed), why in failed.items()),
         *warnings,
         *([] if drawn else [caption]),

@@ -26,7 +26,7 @@ from dataloaders import create_dataset
 from errors import DataError, OptionError
 from experiments.charts import draw_bars, draw_curves, draw_label_curves
 from experiments.records import Record, load, read_depths, read_results, save
-from experiments.report import findings, table
+from experiments.report import findings, table, write_report
 from experiments.runs import Run, Runner, with_teachers
 from experiments.scores import Scores, change
 from experiments.settings import differences, settings_in, settings_of, without_folders
@@ -351,6 +351,21 @@ def test_the_table_names_mean_interval_share_and_difference():
     for other in ([*TESTED[:-1], ("f", 2.0)], [*TESTED[:-1], ("e", 2.1)]):
         with pytest.raises(DataError, match="not tested on the same images and depths"):
             change(Scores(taught.run, [0, 1], other, errors, means, [[1.0]]), control)
+
+
+def test_a_comparison_over_one_common_seed_says_what_its_interval_is_of(tmp_path):
+    suite, means = SUITES["smoke"](Setting(SMOKE, 3)), {"abs_rel": 0.1, "delta1": 0.9}
+    control, taught, *_ = suite.rows
+    made = [Record("x", None, None, [], [], [], [], {}, dict.fromkeys(("commit", "Python", "libraries", "machine"), ""))]
+    for seeds, warned in (([1, 2], True), ([0, 1], False), ([2, 3], False)):
+        errors = np.random.default_rng(0).uniform(0.5, 0.7, (2, 5))
+        scores = {
+            run.name: Scores(run, of, TESTED, errors, means, [[1.0]] * 2, [1.0, 1.0])
+            for run, of in ((control, [0, 1]), (taught, seeds))
+        }
+        said = {"command": ["x"], "commands": [], "failed": {}, "rooms": (None, "none")}
+        report, _ = write_report(tmp_path, suite, scores, made, **said)
+        assert ("Intervals of one seed are over test images alone" in report.read_text()) == warned, seeds
 
 
 @pytest.fixture(scope="module")
