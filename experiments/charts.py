@@ -14,9 +14,10 @@ from experiments.statistics import mean_interval
 from experiments.suites import Suite
 
 matplotlib.use("Agg")
-matplotlib.rcParams["text.parse_math"] = False  # a location's name with two dollars is no formula
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
+
+matplotlib.rcParams["text.parse_math"] = False  # a location's name with two dollars is no formula
 
 
 def draw_curves(scores: Mapping[str, Scores]) -> bytes:

@@ -78,7 +78,7 @@ def read_results(
         made_by: commit, versions and machine.
 
     Raises:
-        DataError: the test is broken, or of an older version; ``metrics.csv`` is not there, or not that of these epochs.
+        DataError: the test is broken or of an older version; ``metrics.csv`` is not there or not that of these epochs.
     """
     with _reading_test(figures):
         baseline = json.loads(figures.read_text(encoding="utf-8"))["baselines"].get("mean_map")
@@ -89,7 +89,7 @@ def read_results(
         scores = {metric: [shortened(float(row[metric])) for row in rows] for metric in METRICS}
     curves = figures.with_name("metrics.csv")
     if not curves.is_file():
-        raise DataError(f"{curves} is not there; put it back, or train anew what it is of (--overwrite)")
+        raise DataError(f"{curves} is not there; put it back, or delete checkpoints/{curves.parent.name} to train it anew")
     trained = read_csv(curves)
     curve = [shortened(row["val_rmse"]) for row in trained if "val_rmse" in row]
     if len(trained) != epochs or len(curve) not in (0, epochs):

@@ -18,7 +18,7 @@ import torch
 from experiments.charts import draw_bars, draw_curves, draw_label_curves
 from experiments.records import MADE_BY, METRICS, Record
 from experiments.scores import Scores, change, shared
-from experiments.statistics import Interval, change_interval, gap_closed_interval, mean_interval
+from experiments.statistics import Interval, change_interval, gap_closed_interval, gap_interval, mean_interval
 from experiments.suites import Suite
 from training.files import write_whole, writing
 from training.machine import cpu_name
@@ -39,8 +39,13 @@ def findings(suite: Suite, scores: Mapping[str, Scores]) -> list[str]:
     for start, name, end in suite.gaps:
         errors = shared(*(scores.get(row) for row in (start, name, end)))
         if errors is not None:
-            closed = gap_closed_interval(errors[0], errors[1], errors[2])
-            said = "no gap to close" if closed is None else f"{_percent(closed, '.0f')} of the gap"
+            gap, closed = gap_interval(errors[0], errors[2]), gap_closed_interval(errors[0], errors[1], errors[2])
+            if closed is not None:
+                said = f"{_percent(closed, '.0f')} of the gap"
+            elif gap.value > 0:
+                said = f"a gap that may be none, of {gap.value:.3f} m (95 %: {gap.low:.3f} to {gap.high:.3f} m),"
+            else:
+                said = "no gap to close"
             lines.append(f"{name}: {said} between {start}, and {end}")
     return lines
 

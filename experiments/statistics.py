@@ -84,6 +84,14 @@ def change_interval(errors: np.ndarray, control: np.ndarray, draws: int = DRAWS)
     return _interval(float(errors.mean() / control.mean() - 1), ours / theirs - 1)
 
 
+def gap_interval(start: np.ndarray, end: np.ndarray, draws: int = DRAWS) -> Interval:
+    """Return by how much the mean of errors [S, N] is above that of others, in their unit, with its interval.
+
+    Paired, as :func:`change_interval` is.
+    """
+    return _interval(float(start.mean() - end.mean()), resample(start, draws) - resample(end, draws))
+
+
 def gap_closed_interval(start: np.ndarray, reached: np.ndarray, end: np.ndarray, draws: int = DRAWS) -> Interval | None:
     """Return which share of the gap between two mean errors a third closes, with its interval: 1 is all of it.
 
@@ -104,10 +112,10 @@ def gap_closed_interval(start: np.ndarray, reached: np.ndarray, end: np.ndarray,
     if not start.shape == reached.shape == end.shape:
         raise ValueError(f"errors {start.shape}, {reached.shape} and {end.shape} do not belong together")
     a, b, c = (resample(table, draws) for table in (start, reached, end))
-    gap = float(start.mean() - end.mean())
-    if _interval(gap, a - c).low <= 0:
+    gap = _interval(float(start.mean() - end.mean()), a - c)
+    if gap.low <= 0:
         return None
-    return _interval(float(start.mean() - reached.mean()) / gap, (a - b) / (a - c))
+    return _interval(float(start.mean() - reached.mean()) / gap.value, (a - b) / (a - c))
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:

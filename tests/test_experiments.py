@@ -353,10 +353,25 @@ def test_the_table_names_mean_interval_share_and_difference():
             change(Scores(taught.run, [0, 1], other, errors, means, [[1.0]]), control)
 
 
+def test_a_gap_that_is_uncertain_is_not_said_to_be_none():
+    means, rows = ([0.50, 0.46, 0.42], [0.42] * 3, [0.40] * 3), ("start", "middle", "end")
+    scores = {
+        name: Scores(Run(name, (), 1), [0, 1, 2], TESTED, np.tile(np.array(mean)[:, None], 5), {}, [])
+        for name, mean in zip(rows, means, strict=True)
+    }
+    (said,) = findings(Suite("?", [], gaps=[rows]), scores)
+    assert re.fullmatch(
+        r"middle: a gap that may be none, of 0\.060 m \(95 %: -0\.\d+ to 0\.\d+ m\), between start, and end", said
+    ), said
+    (said,) = findings(Suite("?", [], gaps=[rows[::-1]]), scores)
+    assert said == "middle: no gap to close between end, and start"
+
+
 def test_a_comparison_over_one_common_seed_says_what_its_interval_is_of(tmp_path):
     suite, means = SUITES["smoke"](Setting(SMOKE, 3)), {"abs_rel": 0.1, "delta1": 0.9}
     control, taught, *_ = suite.rows
-    made = [Record("x", None, None, [], [], [], [], {}, dict.fromkeys(("commit", "Python", "libraries", "machine"), ""))]
+    made_by = dict.fromkeys(("commit", "Python", "libraries", "machine"), "")
+    made = [Record("x", None, None, [], [], [], [], {}, made_by)]
     for seeds, warned in (([1, 2], True), ([0, 1], False), ([2, 3], False)):
         errors = np.random.default_rng(0).uniform(0.5, 0.7, (2, 5))
         scores = {
@@ -692,7 +707,7 @@ def test_a_record_that_a_report_could_not_take_is_refused(tmp_path):
         {"curve": [0.5, None]},
         {"settings": None},
         {"settings": ["{}"]},
-        {"images": [], "depths": [], "scores": dict.fromkeys(scores, [])},
+        {"images": [], "depths": [], "scores": {key: [] for key in scores}},
         {"images": [1, 2]},
         {"made_by": {}},
         {"made_by": made_by | {"commit": None}},
