@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import TextIO, TypeVar
 
 from errors import PARENT, CheckpointError, UserError
-from experiments.settings import Settings, differences, settings_in, settings_of
+from experiments.settings import Settings, differences, placed, settings_in, settings_of
 from training.checkpoint import load_checkpoint
 from training.files import write_whole
 from training.machine import count_cores
@@ -285,7 +285,7 @@ class Runner:
         log = kept.with_suffix(".txt")
         log.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(kept) as file:
-            file.write(asked.encode())
+            file.write(shlex.join(asked).encode())
         self.say(f"python {shlex.join(command)}")
         self._note_time(run, seed, BEGUN if done else ANEW)
         begun = time.monotonic()
@@ -304,15 +304,17 @@ class Runner:
             after = b"\n" if file.read() not in (b"", b"\n") else b""  # a line that was cut off
             file.write(after + f"{run.folder(seed)},{what}\n".encode())
 
-    def kept_command(self, run: Run, seed: int) -> tuple[Path, str]:
-        """Return the file that says what trained a run, and what it says of the one that is asked for."""
+    def kept_command(self, run: Run, seed: int) -> tuple[Path, list[str]]:
+        """Return the file that says what trained a run, and the words that it has for the one that is asked for."""
         file = self.output_dir / "logs" / f"{run.folder(seed)}.command"
-        return file, shlex.join(self.command(run, seed)).replace(f"{self.output_dir}", ".")
+        return file, [placed(word, self.output_dir) for word in self.command(run, seed)]
 
     def not_of_this_command(self, run: Run, seed: int) -> str | None:
         """Return why what is there of a run is not what is asked for: another command trained it, or its teacher."""
         kept, asked = self.kept_command(run, seed)
-        if kept.is_file() and kept.read_text(encoding="utf-8") != asked:
+        # Earlier versions put a dot for the folder wherever the line said its name, be it a part of another's.
+        earlier = shlex.join(self.command(run, seed)).replace(f"{self.output_dir}", ".")
+        if kept.is_file() and words_of(kept.read_text(encoding="utf-8")) not in (asked, words_of(earlier)):
             return f"what is there was trained by another command ({kept}); give another --output_dir"
         before = settings_in(self.best(run, seed).parent)
         if before and (differing := differences(before, settings_of(self.command(run, seed)))):
@@ -381,6 +383,14 @@ def outcome(step: Callable[[Run, int], Outcome], run: Run, seed: int) -> Outcome
 def words_in(text: str) -> list[str]:
     """Return the words and numbers of a text, of any script, in lower case: what the name of a file is made of."""
     return re.findall(r"(?:[^\W_]|\.)+", text.lower())
+
+
+def words_of(line: str) -> list[str]:
+    """Return the words of a command's line; none of one that is broken."""
+    try:
+        return shlex.split(line)
+    except ValueError:  # a quote without its end
+        return []
 
 
 def data_flags(name: str, folder: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -77,6 +78,13 @@ def differences(before: Settings, now: Settings) -> str:
     """
     known = (flag for flag in sorted(now) if flag in before and now[flag] is not None)
     return ", ".join(f"--{flag} was {before[flag]}, is {now[flag]}" for flag in known if before[flag] != now[flag])
+
+
+def placed(word: str, output_dir: Path) -> str:
+    """Return a path in ``output_dir`` as its place there, the same wherever that is moved; any other word as is."""
+    path = Path(word)
+    inside = path.is_absolute() and path.is_relative_to(output_dir)
+    return os.path.join(".", *path.relative_to(output_dir).parts) if inside else word
 
 
 def portable(word: str, output_dir: Path) -> str:

@@ -524,6 +524,34 @@ def test_what_another_command_trained_is_not_taken_for_it(smoke, tmp_path, rooms
         moved.rename(smoke)
 
 
+def test_a_training_is_known_again_where_its_folder_is_moved(tmp_path, monkeypatch):
+    """Whatever has to be quoted, before and after, and where the data lie beside it under a longer name."""
+    monkeypatch.setattr("experiments.runs.settings_of", lambda command: {})
+    run = Run("one", ("train.py", "--note", "it's 5 %"), 2)
+
+    def runner(folder, data="runs of/data"):
+        return Runner(tmp_path / folder, ("--dataset", "simulated", "--dataset_dir", f"{tmp_path / data}"))
+
+    def keep(folder, line):
+        file, _ = runner(folder).kept_command(run, 0)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(line)
+
+    folders = "runs", "runs of", "it's", "elsewhere"
+    for first, then in itertools.product(folders, folders):
+        keep(then, shlex.join(runner(first, f"{first}/rooms").kept_command(run, 0)[1]))
+        assert runner(then, f"{then}/rooms").not_of_this_command(run, 0) is None, "the data lie in it"
+        keep(then, shlex.join(runner(first).kept_command(run, 0)[1]))
+        if "runs of" not in (first, then):
+            assert runner(then).not_of_this_command(run, 0) is None, (first, then)
+        assert "another command" in runner(then, "other").not_of_this_command(run, 0)
+    for folder in folders:  # as earlier versions wrote it
+        keep(folder, shlex.join(runner(folder).command(run, 0)).replace(f"{tmp_path / folder}", "."))
+        assert runner(folder).not_of_this_command(run, 0) is None, folder
+    keep("runs", "train.py 'cut o")
+    assert "another command" in runner("runs").not_of_this_command(run, 0)
+
+
 def test_what_cannot_be_read_of_a_training_is_not_begun_anew(smoke, tmp_path, rooms, monkeypatch):
     """A later version wrote it, or a copy was cut off: it is said, and nothing is written over it."""
     run = SUITES["smoke"](Setting(SMOKE, 3)).rows[0]
