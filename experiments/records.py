@@ -89,7 +89,9 @@ def read_results(
         scores = {metric: [shortened(float(row[metric])) for row in rows] for metric in METRICS}
     curves = figures.with_name("metrics.csv")
     if not curves.is_file():
-        raise DataError(f"{curves} is not there; put it back, or delete checkpoints/{curves.parent.name} to train it anew")
+        raise DataError(
+            f"{curves} is not there; put it back, or delete checkpoints/{curves.parent.name} to train it anew"
+        )
     trained = read_csv(curves)
     curve = [shortened(row["val_rmse"]) for row in trained if "val_rmse" in row]
     if len(trained) != epochs or len(curve) not in (0, epochs):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +22,9 @@ Settings = dict[str, Any]  # by the name of a flag
 INCIDENTAL = frozenset(
     {"cache_dir", "checkpoints", "experiment_name", "output_dir", "overwrite", "resume", "save_frequency", "stage"}
 )
+
+
+OWN_FOLDERS = ("checkpoints", "cache", "answers")  # in an ``output_dir``, of those that commands name
 
 
 def settings_of(command: Sequence[str]) -> Settings:
@@ -84,15 +86,19 @@ def placed(word: str, output_dir: Path) -> str:
     """Return a path in ``output_dir`` as its place there, the same wherever that is moved; any other word as is."""
     path = Path(word)
     inside = path.is_absolute() and path.is_relative_to(output_dir)
-    return os.path.join(".", *path.relative_to(output_dir).parts) if inside else word
+    return "/".join((".", *path.relative_to(output_dir).parts)) if inside else word
 
 
 def portable(word: str, output_dir: Path) -> str:
-    """Return a path as its name, or as its place in ``output_dir``: the same on every machine; any other word as is."""
+    """Return a path as a word that is the same on every machine; any other word as is.
+
+    What a suite keeps in its ``output_dir`` is named by its place there, anything else, as data, by its name alone.
+    """
     path = Path(word)
     if not path.is_absolute():
         return word
-    return f"./{path.relative_to(output_dir)}" if path.is_relative_to(output_dir) else path.name
+    own = any(path.is_relative_to(output_dir / folder) for folder in OWN_FOLDERS)
+    return placed(word, output_dir) if own or path == output_dir else path.name
 
 
 def without_folders(command: Sequence[str], output_dir: Path) -> str:

@@ -782,6 +782,8 @@ def test_further_rooms_are_simulated_beside_the_rooms_where_a_row_needs_them(tmp
 def test_a_command_is_the_same_on_every_machine(tmp_path):
     command = ["train.py", "--dataset_dir", "/data/Rooms", "--teacher", f"{tmp_path / 'checkpoints/a'}", "--name", "x"]
     assert without_folders(command, tmp_path) == "train.py --dataset_dir Rooms --teacher ./checkpoints/a --name x"
+    inside = ["train.py", "--dataset_dir", f"{tmp_path / 'data/Rooms'}", *command[3:]]
+    assert without_folders(inside, tmp_path) == without_folders(command, tmp_path), "wherever the data lie"
 
 
 def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path, rooms, run_cli):
