@@ -17,7 +17,6 @@ What is done is not done again, what was killed goes on, what failed is reported
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import subprocess
@@ -30,12 +29,13 @@ from typing import Any
 
 from dataloaders import DATASETS, DEFAULT_DIRS, SPLITS, create_dataset
 from dataloaders.base import DepthDataset
-from dataloaders.simulated import DEFAULT_SIMULATION
+from dataloaders.simulated import planned_simulation, simulation_settings
 from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
 from experiments.runs import Run, Runner, data_flags, with_teachers
 from experiments.suites import OPTIMIZERS, PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Evaluator
+from simulation import is_simulated
 from simulation.rooms import KINDS
 from training import options
 from training.files import writing
@@ -221,7 +221,7 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
 
     unwritten = args.dry_run and args.dataset == "simulated" and not args.dataset_dir.exists()
     if unwritten:  # the first training would have them simulated
-        pairs_there, locations = DEFAULT_SIMULATION["train"], sorted(KINDS)
+        pairs_there, locations = (planned_simulation(args.dataset_dir) or {})["train"], sorted(KINDS)
     else:
         train = split_of(args.dataset_dir)
         pairs_there, locations = len(train), train.known_locations()
@@ -258,16 +258,17 @@ def plan_further_rooms(args: argparse.Namespace) -> list[tuple[Path, list[str]]]
 
     They lie beside the simulated rooms, of the same size and under seeds of their own. Rooms of another simulator have
     nothing like them: the list is empty.
+
+    Raises:
+        DataError: the rooms are simulated, and do not say how.
     """
     if args.dataset != "simulated" or args.suite not in ("labels", "pairs"):
         return []
     rooms = args.dataset_dir
-    try:
-        told = (rooms / "simulation.json").read_text(encoding="utf-8") if rooms.exists() else None
-    except FileNotFoundError:
+    settings = simulation_settings(rooms) if is_simulated(rooms) else planned_simulation(rooms)
+    if settings is None:
         print(f"{rooms} has no simulation.json: no further rooms are simulated like these; rows of such are left out")
         return []
-    settings = DEFAULT_SIMULATION if told is None else json.loads(told)
     planned = []
     for name, times, seeds_on in FURTHER_ROOMS:
         folder = rooms.with_name(rooms.name + name)

@@ -41,15 +41,29 @@ class Simulated(BatVisionV2):
         Several processes of one run may come here together: the writer lets one work while the others wait.
         """
         folder = Path(self.dataset_dir)
-        begun = simulation.is_simulated(folder)
-        if simulation.is_complete(folder) if begun else folder.is_dir() and self.known_locations():
-            return
-        settings = _settings_of(folder) if begun else DEFAULT_SIMULATION
-        log.info("%s: simulating rooms with %s", folder, settings)
-        simulation.write_dataset(folder, **settings, progress=True)
+        settings = planned_simulation(folder)
+        if settings is not None:
+            log.info("%s: simulating rooms with %s", folder, settings)
+            simulation.write_dataset(folder, **settings, progress=True)
 
 
-def _settings_of(folder: Path) -> dict[str, Any]:
+def planned_simulation(folder: Path) -> dict[str, Any] | None:
+    """Return the settings under which rooms are simulated where a folder is opened; None where all of them are there.
+
+    Raises:
+        DataError: it was begun, and does not say under which.
+    """
+    if simulation.is_simulated(folder):
+        return None if simulation.is_complete(folder) else simulation_settings(folder)
+    return None if BatVisionV2.is_in(folder) else DEFAULT_SIMULATION
+
+
+def simulation_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings under which the rooms of a folder were simulated.
+
+    Raises:
+        DataError: its ``simulation.json`` does not say them.
+    """
     manifest = folder / "simulation.json"
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))

@@ -763,9 +763,16 @@ def test_further_rooms_are_simulated_beside_the_rooms_where_a_row_needs_them(tmp
     rooms.mkdir()
     args = run_experiments.create_parser().parse_args(["labels"])
     args.dataset_dir = rooms
+    (rooms / "Hall").mkdir()
+    (rooms / "Hall" / "train.csv").write_text("of another simulator")
     assert run_experiments.plan_further_rooms(args) == []
     assert "has no simulation.json" in capsys.readouterr().out
-    (rooms / "simulation.json").write_text('{"train": 3, "val": 1, "image_size": 32, "seed": 4}')
+    told = {"layout": "batvisionv2", "train": 3, "val": 1, "test": 2, "image_size": 32, "seed": 4, "complete": True}
+    for wrong in ({"complete": True}, told | {"train": "3"}, []):
+        (rooms / "simulation.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=r"simulation\.json is broken"):
+            run_experiments.plan_further_rooms(args)
+    (rooms / "simulation.json").write_text(json.dumps(told))
     planned = run_experiments.plan_further_rooms(args)
     assert [folder.name for folder, _ in planned] == ["RoomsOther", "RoomsPairs"]
     needs = [Run("more", ("train.py", "--pairs_dir", f"{tmp_path / 'RoomsPairs'}"), 1)]
