@@ -29,6 +29,7 @@ from typing import Any
 
 from dataloaders import DATASETS, DEFAULT_DIRS, SPLITS, create_dataset
 from dataloaders.base import DepthDataset
+from dataloaders.readers import require_data
 from dataloaders.simulated import planned_simulation, simulation_settings
 from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
@@ -217,19 +218,21 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
     """
 
     def split_of(folder: Path, split: str = "train", has: Collection[str] = NEEDED, **choice: Any) -> DepthDataset:
-        return create_dataset(args.dataset, folder, split, 32, modalities=has, **choice)
+        return open_data(args, args.dataset, folder, split, modalities=has, **choice)
 
-    unwritten = args.dry_run and args.dataset == "simulated" and not args.dataset_dir.exists()
-    if unwritten:  # the first training would have them simulated
-        pairs_there, locations = (planned_simulation(args.dataset_dir) or {})["train"], sorted(KINDS)
+    for flag in ("other_dataset_dir", "pairs_dataset_dir", "transfer_dir"):
+        if (named := getattr(args, flag)) is not None:
+            require_data(named, f"--{flag}")
+    planned = rooms_to_come(args)
+    unwritten = planned is not None
+    if planned is not None:
+        pairs_there, locations = planned["train"], sorted(KINDS)
     else:
         train = split_of(args.dataset_dir)
         pairs_there, locations = len(train), train.known_locations()
     batch = int(preset.size[preset.size.index("--batch_size") + 1])
     other, pairs = args.other_dataset_dir, args.pairs_dataset_dir
-    for flag, folder, has in (("other", other, {*NEEDED, "rgb"}), ("pairs", pairs, {"audio", "rgb"})):
-        if folder and not folder.is_dir():  # simulated rooms would be simulated there
-            raise OptionError(f"--{flag}_dataset_dir {folder} is no folder")
+    for folder, has in ((other, {*NEEDED, "rgb"}), (pairs, {"audio", "rgb"})):
         if folder:
             split_of(folder, has=has)
     location, test = None, None
@@ -240,7 +243,7 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
             for split in () if unwritten else SPLITS:  # were one of them empty, all trainings would be in vain
                 split_of(args.dataset_dir, split, {"depth"}, holdout_location=location)
         else:
-            create_dataset(*test, "test", 32, modalities=NEEDED)
+            open_data(args, *test, "test", modalities=NEEDED)
     return Setting(
         preset,
         steps=max(1, pairs_there // batch),
@@ -251,6 +254,33 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
         epochs=args.epochs,
         optimizer=args.optimizer,
     )
+
+
+def rooms_to_come(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the settings of the rooms that the first training of a dry run would have simulated; None if none.
+
+    What is no room at all is not taken for a folder in which some are to come.
+    """
+    rooms = args.dataset_dir
+    blank = not rooms.exists() or (rooms.is_dir() and next(rooms.iterdir(), None) is None)
+    if not args.dry_run or args.dataset != "simulated" or not (blank or is_simulated(rooms)):
+        return None
+    return planned_simulation(rooms)
+
+
+def open_data(args: argparse.Namespace, name: str, folder: Path, split: str, **choice: Any) -> DepthDataset:
+    """Open a data set, to see what it holds; where nothing is trained, no rooms are simulated for it.
+
+    Raises:
+        DataError: it is not there, or lacks what is asked of it.
+    """
+    trains = not (args.dry_run or args.report_only)
+    if name == "simulated" and not trains and planned_simulation(folder) is not None:
+        raise DataError(
+            f"{folder} does not hold all rooms of a simulation, and none are simulated under --dry_run and "
+            "--report_only; name another folder, or simulate them first (simulate_rooms.py)"
+        )
+    return create_dataset(name, folder, split, 32, **choice)
 
 
 def plan_further_rooms(args: argparse.Namespace) -> list[tuple[Path, list[str]]]:

@@ -894,6 +894,41 @@ def test_a_dry_run_of_rooms_that_are_not_simulated_yet_simulates_none(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_is_simulated_where_nothing_is_trained(tmp_path, rooms, run_cli, monkeypatch):
+    """Nor anywhere in the place of rooms that a flag names."""
+    monkeypatch.setattr("simulation.write_dataset", lambda *_, **__: pytest.fail("rooms are simulated"))
+    empty, missing, begun, pictures = (tmp_path / name for name in ("empty", "missing", "begun", "pictures"))
+    empty.mkdir()
+    pictures.mkdir()
+    (pictures / "0.png").write_bytes(b"")
+    shutil.copytree(rooms, begun)
+    manifest = begun / "simulation.json"
+    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    common = ("--seeds", 0, "--output_dir", tmp_path / "r")
+    to_rooms = ("transfer", "--transfer_to", "simulated", "--transfer_dir")
+    for folder, dry, suite in itertools.product(
+        (empty, missing), ("--dry_run", "--report_only", "--jobs=1"),
+        (("labels", "--other_dataset_dir"), ("pairs", "--pairs_dataset_dir"), to_rooms),
+    ):  # fmt: skip
+        code, out, errors = run_cli(run_experiments.main, *suite, folder, "--dataset_dir", rooms, *common, dry)
+        assert (code, out) == (2, "") and errors.endswith(
+            f"error: {suite[-1]} {folder} is no folder with data in it; name one\n"
+        )
+    for suite, folder, flag in (
+        *((("smoke", "--dataset_dir"), folder, "--report_only") for folder in (empty, missing, begun, pictures)),
+        (("smoke", "--dataset_dir"), pictures, "--dry_run"),
+        *(((*to_rooms,), folder, flag) for folder in (begun, pictures) for flag in ("--dry_run", "--report_only")),
+    ):
+        data = () if suite[0] == "smoke" else ("--dataset_dir", rooms)
+        code, out, errors = run_cli(run_experiments.main, *suite, folder, *data, *common, flag)
+        assert (code, out, errors.count("\n")) == (2, "", 1) and f"{folder} does not hold all rooms" in errors
+    for folder, steps in ((empty, 93), (begun, 3)):
+        code, out, _ = run_cli(run_experiments.main, "ladder", "--dataset_dir", folder, *common, "--dry_run",
+                               "--preset", "cpu")  # fmt: skip
+        assert code == 0 and (f"--steps_per_epoch {steps}" in out or folder == begun), out
+    assert not (tmp_path / "r").exists() and not missing.exists() and not list(empty.iterdir())
+
+
 def test_folders_that_cannot_be_written_end_a_suite_before_it_begins(tmp_path, rooms, run_cli):
     (tmp_path / "file").write_text("")
     for flag in ("--output_dir", "--scores_dir"):
