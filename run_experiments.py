@@ -148,17 +148,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{len(commands)} trainings, {args.jobs} at a time; what is done is not done again", file=sys.stderr)
         return
     report = args.output_dir / "reports" / (args.report or args.suite)
-    for folder in filter(None, (args.output_dir / "logs", args.scores_dir, report)):  # not after the first training
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
     evaluator = Evaluator(runner, suite, args.seeds, args.scores_dir)
     try:
         known = evaluator.known()
-        if args.report_only:
-            failed = runner.find_untrained(suite.rows, args.seeds, known)
-        else:  # each is tested when it is trained: whoever is stopped has the scores of what is done
+        failed = runner.find_untrained(suite.rows, args.seeds, known) if args.report_only else {}
+        tests = len(known) + len(failed) < len(suite.rows) * len(args.seeds)
+        # Not after the first training: what cannot be written is said now.
+        for folder in filter(None, (args.output_dir / "logs", args.scores_dir if tests else None, report)):
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+        if not args.report_only:  # each is tested when trained: whoever is stopped has the scores of what is done
             failed = runner.train_all(suite.rows, args.seeds, known, then=evaluator.evaluate)
         records = evaluator.test_all(failed, known)
     except KeyboardInterrupt as stopped:

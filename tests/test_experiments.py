@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -216,6 +217,29 @@ def test_a_test_that_fails_is_said_when_it_does(tmp_path, monkeypatch):
     failed = Runner(tmp_path, (), say=said.append).train_all(rows, [0], then=lambda run, seed: "its test failed")
     assert failed == {} and said[0] == "[1/2] teacher, seed 0: trained, but its test failed"
     assert len(said) == 2, "whom it teaches is trained all the same"
+
+
+def test_records_in_a_folder_that_cannot_be_written_are_reported(tmp_path, rooms, run_cli, monkeypatch):
+    """They are asked for a place only where a test would put one there."""
+    kept, asked, whole = tmp_path / "scores", [], tempfile.TemporaryFile
+
+    def temporary(dir):
+        asked.append(Path(dir))
+        return whole(dir=dir)
+
+    monkeypatch.setattr("run_experiments.tempfile.TemporaryFile", temporary)
+    monkeypatch.setattr(Runner, "train_all", lambda *_, **__: {("a row", 0): "it is not trained here"})
+    common = ("smoke", "--dataset_dir", rooms, "--seeds", 0, "--output_dir", tmp_path / "r", "--scores_dir", kept)
+    run_cli(run_experiments.main, *common, "--report_only")
+    assert kept not in asked, "nothing is trained, nothing is tested"
+    monkeypatch.setattr(Evaluator, "test_all", lambda *_: {})
+    run_cli(run_experiments.main, *common)
+    assert kept in asked
+    suite = SUITES["smoke"](Setting(SMOKE, 3))
+    monkeypatch.setattr(Evaluator, "known", lambda self: {(row.name, 0): None for row in suite.rows})
+    asked.clear()
+    run_cli(run_experiments.main, *common)
+    assert asked and kept not in asked, "all are known"
 
 
 def test_what_one_row_raises_stops_no_other(tmp_path, monkeypatch):
@@ -922,10 +946,9 @@ def test_nothing_is_simulated_where_nothing_is_trained(tmp_path, rooms, run_cli,
         data = () if suite[0] == "smoke" else ("--dataset_dir", rooms)
         code, out, errors = run_cli(run_experiments.main, *suite, folder, *data, *common, flag)
         assert (code, out, errors.count("\n")) == (2, "", 1) and f"{folder} does not hold all rooms" in errors
-    for folder, steps in ((empty, 93), (begun, 3)):
-        code, out, _ = run_cli(run_experiments.main, "ladder", "--dataset_dir", folder, *common, "--dry_run",
-                               "--preset", "cpu")  # fmt: skip
-        assert code == 0 and (f"--steps_per_epoch {steps}" in out or folder == begun), out
+    for folder, steps in ((empty, 93), (begun, 1)):
+        code, out, _ = run_cli(run_experiments.main, "ladder", "--dataset_dir", folder, *common, "--dry_run")
+        assert code == 0 and f"--steps_per_epoch {steps} " in out, out
     assert not (tmp_path / "r").exists() and not missing.exists() and not list(empty.iterdir())
 
 
