@@ -64,7 +64,8 @@ def create_parser() -> argparse.ArgumentParser:
         "--epochs",
         type=options.positive_int,
         metavar="N",
-        help="of each row; teachers have those of the preset at least (default: that of the suite and the preset)",
+        help="of each row; teachers, and ladder's U-Nets, have those of the preset at least "
+        "(default: that of the suite and the preset)",
     )
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose name contains one of these, and controls")
     group = parser.add_argument_group("data")

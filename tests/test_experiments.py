@@ -129,6 +129,10 @@ def test_a_suite_trains_under_the_budget_that_is_asked_for():
         assert ("Muon" in run.name) != unet
     short = dataclasses.replace(SETTING, epochs=2, optimizer="AdamW")
     assert {row.teacher.epochs for row in SUITES["ladder"](short).rows if row.teacher} == {PRESETS["cpu"].epochs}
+    unets = [row.epochs for row in SUITES["ladder"](short).rows if row.name.startswith("unet")]
+    assert sorted(unets) == [2, PRESETS["cpu"].epochs, PRESETS["cpu"].epochs]
+    said = next(action.help for action in run_experiments.create_parser()._actions if action.dest == "epochs")
+    assert "teachers, and ladder's U-Nets, have those of the preset at least" in said
 
 
 def test_no_row_is_taught_on_labels_that_it_does_not_have():
