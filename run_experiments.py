@@ -299,7 +299,11 @@ def plan_further_rooms(args: argparse.Namespace) -> list[tuple[Path, list[str]]]
     rooms = args.dataset_dir
     settings = simulation_settings(rooms) if is_simulated(rooms) else planned_simulation(rooms)
     if settings is None:
-        print(f"{rooms} has no simulation.json: no further rooms are simulated like these; rows of such are left out")
+        if args.other_dataset_dir is None and (args.suite == "labels" or args.pairs_dataset_dir is not None):
+            print(
+                f"{rooms} has no simulation.json: no other rooms are simulated like these; rows of such are left out",
+                file=sys.stderr,
+            )
         return []
     planned = []
     for name, times, seeds_on in FURTHER_ROOMS:

@@ -793,8 +793,18 @@ def test_further_rooms_are_simulated_beside_the_rooms_where_a_row_needs_them(tmp
     args.dataset_dir = rooms
     (rooms / "Hall").mkdir()
     (rooms / "Hall" / "train.csv").write_text("of another simulator")
-    assert run_experiments.plan_further_rooms(args) == []
-    assert "has no simulation.json" in capsys.readouterr().out
+    for suite, other, pairs, said in (
+        ("labels", None, None, True),
+        ("labels", rooms, None, False),
+        ("pairs", rooms, rooms, False),
+        ("pairs", None, rooms, True),
+        ("pairs", None, None, False),  # which it needs
+    ):
+        args.suite, args.other_dataset_dir, args.pairs_dataset_dir = suite, other, pairs
+        assert run_experiments.plan_further_rooms(args) == []
+        printed = capsys.readouterr()
+        assert ("rows of such are left out" in printed.err) == said and not printed.out
+    args.suite, args.other_dataset_dir, args.pairs_dataset_dir = "labels", None, None
     told = {"layout": "batvisionv2", "train": 3, "val": 1, "test": 2, "image_size": 32, "seed": 4, "complete": True}
     for wrong in ({"complete": True}, told | {"train": "3"}, []):
         (rooms / "simulation.json").write_text(json.dumps(wrong))
