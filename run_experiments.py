@@ -50,7 +50,9 @@ FURTHER_ROOMS = (("Other", 1, 1), ("Pairs", 3, 2))
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser with every flag and its default."""
     parser = options.create_parser((__doc__ or "").splitlines()[0])
-    parser.add_argument("suite", choices=tuple(SUITES), help="which trainings stand beside each other")
+    parser.add_argument(
+        "suite", choices=tuple(SUITES), help="which trainings stand beside each other (docs/EXPERIMENTS.md)"
+    )
     parser.add_argument("--preset", choices=tuple(PRESETS), help="how large, and how long (default: cpu)")
     parser.add_argument(
         "--seeds", type=options.non_negative_int, nargs="+", default=[0, 1, 2], metavar="N", help="of each training"
