@@ -477,10 +477,11 @@ def ablation(setting: Setting) -> Suite:
         return make.taught(what, *flags, fraction=few)
 
     full = taught("full", *FEATURES)
+    features_alone = taught("without depth maps", *FEATURES, "--lambda_kd", "0")
     rows = [
         full,
         taught("without features"),
-        taught("without depth maps", *FEATURES, "--lambda_kd", "0"),
+        features_alone,
         taught("without labels", *FEATURES, "--lambda_task", "0"),
         taught("full, adaptive", *FEATURES, "--schedule", "adaptive"),
         taught("labels l1_rmse", *FEATURES, "--task_loss", "l1_rmse"),
@@ -534,6 +535,7 @@ def ablation(setting: Setting) -> Suite:
         "The ablation: each part of the teaching off in turn, a tenth of the labels",
         [alone, *audio_rows, *rows, bins_alone, *bin_rows],
         control,
+        comparisons=[(row.name, alone.name) for row in (features_alone, spectrograms)],
     )
 
 
@@ -564,12 +566,20 @@ def tune(setting: Setting) -> Suite:
     """Width and rate of the U-Net baseline, by the validation samples."""
     make = setting.rows(Budget(setting.preset.short))
     base = int(make.preset.unet[1])
-    rows = [
-        make.unet(what=f"unet baseline, width {width}, rate {rate}", width=("--base_channels", f"{width}", *at(rate)))
+    tried = {
+        (width, rate): make.unet(
+            what=f"unet baseline, width {width}, rate {rate}", width=("--base_channels", f"{width}", *at(rate))
+        )
         for width in (base // 2, base, 2 * base)
         for rate in ("0.0005", "0.001", "0.002", "0.004")
-    ]
-    return Suite("The U-Net's width and rate, on the validation samples", rows, evaluate=("--split", "val"))
+    }
+    chosen = tried[base, "0.001"].name  # of the preset cpu; of the others, one to begin with
+    return Suite(
+        "The U-Net's width and rate, on the validation samples",
+        list(tried.values()),
+        evaluate=("--split", "val"),
+        comparisons=[(row.name, chosen) for row in tried.values() if row.name != chosen],
+    )
 
 
 def budget(setting: Setting) -> Suite:
