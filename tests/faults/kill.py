@@ -272,10 +272,12 @@ def is_expected(fault: str, code: int, said: str) -> bool:
 def look(script: Script, fault: str, output: Path, before: dict[str, int], tally: Tally) -> dict[str, int]:
     """Load every checkpoint; return the latest epoch of each by its name. None may be gone, nor be older than before.
 
-    An epoch that was not complete is done again: what there was of it already is set aside, in ``superseded_<n>``.
+    An epoch that was not complete is done again: what there was of it already is set aside, in ``superseded_<n>``;
+    in ``replaced_<n>`` where the run begins anew, until it has saved an epoch.
     """
     found: dict[str, int] = {}
-    for path in [*output.glob("checkpoints/e/*.pth"), *output.glob("checkpoints/e/superseded_*/*.pth")]:
+    folders = (".", "superseded_*", "replaced_*")
+    for path in [path for folder in folders for path in output.glob(f"checkpoints/e/{folder}/*.pth")]:
         try:
             found[path.name] = max(load_checkpoint(path)["epoch"], found.get(path.name, 0))
         except CheckpointError as error:
