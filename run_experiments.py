@@ -36,6 +36,7 @@ from experiments.report import write_report
 from experiments.runs import Run, Runner, data_flags, with_teachers
 from experiments.suites import OPTIMIZERS, PRESETS, SMOKE, SUITES, Setting, Suite
 from experiments.testing import Evaluator
+from models.weights import first_of
 from simulation import is_simulated
 from simulation.rooms import KINDS
 from training import options
@@ -169,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("run_experiments.py: interrupted; the same command goes on where each training was", file=sys.stderr)
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
     if not records:
-        raise TrainingError("there is nothing to report: " + "; ".join(sorted(set(failed.values()))))
+        each = [f"{name}, seed {seed}: {why}" for (name, seed), why in failed.items()]
+        raise TrainingError(f"there is nothing to report in {args.output_dir}: {first_of(each)}")
     scores = evaluator.scores(records)
     rooms = evaluator.draw_rooms(scores, report / "rooms.png")
     repeated = ["run_experiments.py", *(sys.argv[1:] if argv is None else map(str, argv))]

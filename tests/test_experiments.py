@@ -1020,3 +1020,11 @@ def test_a_training_whose_validation_has_no_measured_depth_has_no_curve(smoke, t
     shutil.copytree(smoke / "results" / run.folder(0), folder)
     (folder / "metrics.csv").write_text("epoch,val_distance\n1,0.5\n2,0.4\n")
     assert read_results(folder / "test.json", folder / "test_images.csv", 2, "", [], math.nan, {}).curve == []
+
+
+def test_where_there_is_nothing_to_report_the_folder_and_the_trainings_are_named(rooms, tmp_path, run_cli):
+    flags = ("smoke", "--report_only", "--dataset_dir", rooms, "--output_dir", tmp_path)
+    code, _, errors = run_cli(run_experiments.main, *flags)
+    assert code == 2 and errors.count("\n") == 1
+    assert f"there is nothing to report in {tmp_path}: audio alone, 50 % labels, 2 epochs, seed 0: 0 of its 2" in errors
+    assert "and 9 more" in errors

@@ -9,6 +9,7 @@ import argparse
 import itertools
 import math
 import platform
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -307,7 +308,11 @@ def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimi
         optimizer.load_state_dict(training["optimizer_state_dict"])
         fabric._precision.load_state_dict(training["precision_state_dict"])
     except Exception as error:  # what was not written by this task and this optimiser ends in any way
-        raise CheckpointError(f"{start.path}: its training state does not fit these flags ({error})") from error
+        why = textwrap.shorten(f"{error}", 160, placeholder=" ...")  # it may name all weights
+        raise CheckpointError(
+            f"{start.path}: its training state does not fit these flags ({why}); give those that it was trained under "
+            "(args.json), or begin another experiment from its weights (--init_from)"
+        ) from error
     for group, asked in zip(optimizer.param_groups, asked_for, strict=True):
         group.update(asked, initial_lr=asked["lr"])
     return Progress(start.checkpoint["epoch"], start.checkpoint["step"], best, start.checkpoint["best"]["epoch"])
