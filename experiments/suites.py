@@ -95,7 +95,7 @@ PRESETS = {
             "Muon": Rates(student=at("0.004"), teacher=at("0.004"), bins=at("0.002"), unet=at("0.002")),
         },
         ladder=Budget(12, "Muon"),
-        ablation=Budget(6, "Muon"),
+        ablation=Budget(12),
         epochs=36,
         short=12,
         teacher_epochs={"AdamW": 36, "Muon": 12},
