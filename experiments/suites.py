@@ -51,9 +51,8 @@ class Preset:
             channels.
         rates: of all but the wide U-Net, by optimiser.
         ladder: the budget of ``ladder``.
-        ablation: that of ``ablation``.
         epochs: of ``labels``; ``ladder`` has the U-Net after so many, too.
-        short: of ``transfer`` and ``tune``; ``budget`` has rows of so many, too.
+        short: of ``ablation``, ``transfer`` and ``tune``; ``budget`` has rows of so many, too.
         teacher_epochs: of a teacher at least, by optimiser; of students that train for longer it trains as long.
         n_bins: of AdaBins.
         audio_format: of the student.
@@ -67,7 +66,6 @@ class Preset:
     unet: tuple[str, ...]
     rates: dict[str, Rates]
     ladder: Budget
-    ablation: Budget
     epochs: int
     short: int
     teacher_epochs: dict[str, int]
@@ -95,7 +93,6 @@ PRESETS = {
             "Muon": Rates(student=at("0.004"), teacher=at("0.004"), bins=at("0.002"), unet=at("0.002")),
         },
         ladder=Budget(12, "Muon"),
-        ablation=Budget(12),
         epochs=36,
         short=12,
         teacher_epochs={"AdamW": 36, "Muon": 12},
@@ -112,7 +109,6 @@ PRESETS = {
             "Muon": Rates(student=at("0.002"), teacher=at("0.001"), bins=at("0.002"), unet=at("0.004")),
         },
         ladder=Budget(60),
-        ablation=Budget(20),
         epochs=60,
         short=20,
         teacher_epochs={"AdamW": 60, "Muon": 20},
@@ -128,7 +124,6 @@ PRESETS = {
             "Muon": Rates(student=at("0.002"), teacher=at("0.0002"), bins=at("0.002"), unet=at("0.004")),
         },
         ladder=Budget(200),
-        ablation=Budget(60),
         epochs=200,
         short=60,
         teacher_epochs={"AdamW": 200, "Muon": 60},
@@ -145,7 +140,6 @@ SMOKE = Preset(
         "Muon": Rates(student=at("0.002"), teacher=at("0.004"), bins=at("0.002"), unet=at("0.004")),
     },
     ladder=Budget(2),
-    ablation=Budget(2),
     epochs=2,
     short=2,
     teacher_epochs={"AdamW": 2, "Muon": 2},
@@ -470,7 +464,7 @@ def pairs(setting: Setting) -> Suite:
 
 def ablation(setting: Setting) -> Suite:
     """Each loss off in turn, the choices inside each, and what is heard, where a tenth of the pairs has depth."""
-    make = setting.rows(setting.preset.ablation)
+    make = setting.rows(Budget(setting.preset.short))
     few = 0.1
 
     def taught(what: str, *flags: str) -> Run:
