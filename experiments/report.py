@@ -39,10 +39,10 @@ def findings(suite: Suite, scores: Mapping[str, Scores]) -> list[str]:
     for start, name, end in suite.gaps:
         errors = shared(*(scores.get(row) for row in (start, name, end)))
         if errors is not None:
-            gap, closed = gap_interval(errors[0], errors[2]), gap_closed_interval(errors[0], errors[1], errors[2])
+            closed = gap_closed_interval(errors[0], errors[1], errors[2])
             if closed is not None:
                 said = f"{_percent(closed, '.0f')} of the gap"
-            elif gap.value > 0:
+            elif (gap := gap_interval(errors[0], errors[2])).value > 0:
                 said = f"a gap that may be none, of {gap.value:.3f} m (95 %: {gap.low:.3f} to {gap.high:.3f} m),"
             else:
                 said = "no gap to close"

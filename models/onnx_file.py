@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import CheckpointError, OptionError
+from models.weights import require_file
 
 SUFFIX = ".onnx"
 METADATA = "echo_depth"  # the key in the file's metadata_props under which a JSON text says what it is
@@ -44,8 +45,7 @@ class OnnxNetwork(nn.Module):
             import onnxruntime
         except ImportError:
             raise OptionError(f"{path}: an ONNX file needs onnxruntime: pip install onnxruntime") from None
-        if not path.is_file():
-            raise CheckpointError(f"{path}: there is no such file")
+        require_file(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors, which are raised anyway

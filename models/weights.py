@@ -32,8 +32,6 @@ def require_file(path: Path) -> None:
         raise CheckpointError(f"{path} is a folder; name a file in it, such as best_model.pth")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
-    if path.suffix == ".onnx":
-        raise CheckpointError(f"{path} is ONNX, which predict.py runs; name the .pth that it was exported from")
 
 
 def read_pickle(path: Path) -> Any:
@@ -43,6 +41,8 @@ def read_pickle(path: Path) -> Any:
         CheckpointError: the file is missing, truncated, damaged or unsafe.
     """
     require_file(path)
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path} is ONNX, which predict.py runs; name the .pth that it was exported from")
     check_records(path)
     try:
         with warnings.catch_warnings():  # what torch warns of is part of the error, or of no concern
