@@ -129,9 +129,6 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="LR",
         help="of the transformer (default: a tenth of the other under --student_checkpoint, else the same)",
     )
-    group.add_argument(
-        "--warmup_epochs", type=options.non_negative_int, default=0, metavar="N", help="the rates grow, step by step"
-    )
     group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument(
         "--visualize_every", type=options.positive_int, default=100, metavar="N", help="steps between two pictures"
@@ -245,8 +242,6 @@ def check_options(args: argparse.Namespace) -> list[str]:
         raise OptionError(f"--device {args.device} stands beside --gpu_ids; give one of the two")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise OptionError("--device cuda: this machine has no CUDA GPU")
-    if args.warmup_epochs >= args.nb_epochs:
-        raise OptionError(f"--warmup_epochs {args.warmup_epochs} must be below --nb_epochs {args.nb_epochs}")
     if args.image_size % MULTIPLE:
         rounded = -(-args.image_size // MULTIPLE) * MULTIPLE
         notes.append(f"--image_size {args.image_size} is no multiple of {MULTIPLE}: {rounded} is used")

@@ -185,6 +185,18 @@ def test_another_learning_rate_is_taken_on_resuming(rooms, tmp_path, run_cli):
         assert [float(row["lr"]) for row in csv.DictReader(file)] == [0.003, 0.0005, 0.0005, 0.0005]
 
 
+def test_the_rate_grows_in_the_first_part_of_a_run(rooms, tmp_path, run_cli):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 2, "--scheduler", "none")
+    assert run_cli(train_rgb_depth.main, *begin, "--warmup_epochs", 1.5)[0] == 0
+    with (tmp_path / "logs/e/steps.csv").open(newline="") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    growing = 3 * len(rates) // 4
+    assert rates[:growing] == pytest.approx([0.003 * (step + 1) / growing for step in range(growing)])
+    assert rates[growing:] == [0.003] * (len(rates) - growing)
+    code, _, errors = run_cli(train_rgb_depth.main, *begin, "--warmup_epochs", 2)
+    assert code == 2 and "--warmup_epochs 2 must be below --nb_epochs 2" in errors
+
+
 def test_a_killed_run_ends_as_the_unbroken_one(rooms, unbroken, tmp_path):
     begin = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 4, "--augment")]
     process = subprocess.Popen([sys.executable, REPOSITORY / "train_rgb_depth.py", *begin], stdout=subprocess.DEVNULL)

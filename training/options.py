@@ -298,6 +298,13 @@ def add_optimization_options(
         default="cosine",
         help="cosine: to 0 over all steps; step: to a tenth at 1/2 and at 3/4 of them",
     )
+    group.add_argument(
+        "--warmup_epochs",
+        type=non_negative_float,
+        default=0.0,
+        metavar="N",
+        help="all rates grow from nothing to the scheduler's, step by step; also part of an epoch",
+    )
     group.add_argument("--limit_train_batches", type=positive_int, metavar="N", help="of an epoch (default: all)")
     group.add_argument("--limit_val_batches", type=positive_int, metavar="N", help="of a validation (default: all)")
     group.add_argument("--stop_after_epoch", type=positive_int, metavar="N", help="to resume later (default: the last)")
@@ -407,6 +414,8 @@ def check_training_options(args: argparse.Namespace, parser: argparse.ArgumentPa
     refuse_idle(args, parser, idle_flags(args))
     if args.stop_after_epoch and args.stop_after_epoch > args.nb_epochs:
         raise OptionError(f"--stop_after_epoch {args.stop_after_epoch} is beyond --nb_epochs {args.nb_epochs}")
+    if args.warmup_epochs >= args.nb_epochs:
+        raise OptionError(f"--warmup_epochs {args.warmup_epochs:g} must be below --nb_epochs {args.nb_epochs}")
     if args.experiment_name is None:
         args.experiment_name = f"{stage}_{args.dataset}_BS{args.batch_size}_Lr{args.learning_rate:g}"
     if not is_folder_name(args.experiment_name):

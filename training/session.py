@@ -165,7 +165,7 @@ def run_training(
     progress = restore_training(start, fabric, task, optimizer)
     if start.checkpoint and start.checkpoint.get("best", {}).get("criterion", criterion) != criterion:
         progress.best, progress.best_epoch = math.inf, 0  # another measure: nothing to beat
-    warmup = steps * getattr(args, "warmup_epochs", 0)
+    warmup = round(steps * args.warmup_epochs)
     factor = learning_rate_factor(args.scheduler, steps * args.nb_epochs, task.restarts, warmup)
     scheduler = LambdaLR(optimizer, factor, last_epoch=progress.epoch * steps - 1)
     last = args.stop_after_epoch or args.nb_epochs
