@@ -365,13 +365,14 @@ def choose_rows(suite: Suite, only: Sequence[str] | None) -> Suite:
     """Return the rows whose names contain one of some texts, with their controls.
 
     Raises:
-        OptionError: there is none.
+        OptionError: a text that no name contains.
     """
     if not only:
         return suite
+    for text in only:
+        if not any(text in row.name for row in suite.rows):
+            raise OptionError(f"--only {shlex.quote(text)}: the rows are {'; '.join(row.name for row in suite.rows)}")
     names = {row.name for row in suite.rows if any(text in row.name for text in only)}
-    if not names:
-        raise OptionError(f"--only {' '.join(only)}: the rows are {'; '.join(row.name for row in suite.rows)}")
     names |= {suite.control[name] for name in names if name in suite.control}
     rows = [row for row in suite.rows if row.name in names]
     control = {name: of for name, of in suite.control.items() if name in names}

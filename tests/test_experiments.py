@@ -855,7 +855,7 @@ def test_rows_are_chosen_with_their_controls(tmp_path, rooms, run_cli):
     assert code == 0 and [line.split()[1] for line in out.splitlines()] == [
         "train_binaural_attention.py", "train_baseline.py"
     ]  # fmt: skip
-    code, _, err = run_cli(run_experiments.main, *common, "--only", "nothing")
+    code, _, err = run_cli(run_experiments.main, *common, "--only", "base residual", "nothing")
     assert code == 2 and "--only nothing: the rows are" in err
 
 
