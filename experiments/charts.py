@@ -6,18 +6,12 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from experiments.scores import Scores
 from experiments.statistics import mean_interval
 from experiments.suites import Suite
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
-matplotlib.rcParams["text.parse_math"] = False  # a location's name with two dollars is no formula
+from training.plots import MaxNLocator, matplotlib, plt
 
 
 def draw_curves(scores: Mapping[str, Scores]) -> bytes:

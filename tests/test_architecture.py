@@ -19,7 +19,7 @@ FLOORS = [
     {"models", "dataloaders", "simulation", "utils_distillation_loss", "training.depth_losses", "training.metrics",
      "training.alignment"},
     {"training.mapped_rows"},
-    {"training.files", "training.machine", "training.optimizers", "training.version"},
+    {"training.files", "training.machine", "training.optimizers", "training.plots", "training.version"},
     {"errors"},
 ]  # fmt: skip
 SAME_FLOOR = {

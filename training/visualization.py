@@ -8,18 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from torch import Tensor
 
 from dataloaders.transforms import SAMPLE_RATE
 from training.files import write_whole, writing
+from training.plots import MaxNLocator, matplotlib, plt
 
-matplotlib.use("Agg")  # no screen is needed, or asked for
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
-matplotlib.rcParams["text.parse_math"] = False  # names with two dollars are no formulas
 DEPTH_COLORS = matplotlib.colormaps["turbo"].with_extremes(bad="0.75")  # grey: no measurement
 ERROR_COLORS = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
 ECHO_COLORS = matplotlib.colormaps["viridis"]
