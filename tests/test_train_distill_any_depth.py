@@ -487,7 +487,6 @@ CACHED = (*GIVEN, "--cache_teacher", "x", "--lambda_feat", 0)
         ((*CACHED, "--fixed_views", "--teacher_models", "vitl", "ground_truth"), "one network"),
         ((*CACHED, "--fixed_views", "--num_nodes", 2), "--num_nodes 1"),
         ((*GIVEN, "--device", "cpu", "--gpu_ids", 0), "beside --gpu_ids"),
-        ((*GIVEN, "--warmup_epochs", 30), "--warmup_epochs"),
     ],
 )
 def test_flags_that_are_refused(flags, named):
