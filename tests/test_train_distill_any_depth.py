@@ -494,6 +494,12 @@ def test_flags_that_are_refused(flags, named):
         options_of(*flags)
 
 
+def test_a_warm_up_as_long_as_the_run_is_refused_before_anything_is_opened(tmp_path, run_cli):
+    flags = (*GIVEN, "--nb_epochs", 30, "--warmup_epochs", 30, "--output_dir", tmp_path)
+    code, _, errors = run_cli(main, *flags)
+    assert code == 2 and "--warmup_epochs 30 must be below --nb_epochs 30" in errors
+
+
 def test_pictures_alone_are_validated_by_what_is_not_learnt():
     flags = (*GIVEN, *UNCOMPARED, "--dataset", "images", "--trim", 0.1, "--normalization", "local", "--hdn_level", 2)
     args, _ = options_of(*flags, "--lambda_hdn", 0)
