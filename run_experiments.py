@@ -369,10 +369,12 @@ def choose_rows(suite: Suite, only: Sequence[str] | None) -> Suite:
     """
     if not only:
         return suite
+    names: set[str] = set()
     for text in only:
-        if not any(text in row.name for row in suite.rows):
+        named = {row.name for row in suite.rows if text in row.name}
+        if not named:
             raise OptionError(f"--only {shlex.quote(text)}: the rows are {'; '.join(row.name for row in suite.rows)}")
-    names = {row.name for row in suite.rows if any(text in row.name for text in only)}
+        names |= named
     names |= {suite.control[name] for name in names if name in suite.control}
     rows = [row for row in suite.rows if row.name in names]
     control = {name: of for name, of in suite.control.items() if name in names}
