@@ -169,7 +169,9 @@ class Runner:
         if run.teacher:
             command += [run.teacher_flag, f"{self.best(run.teacher, seed)}"]
             if run.asks_once:
-                command += ["--cache_teacher", f"{self.output_dir / 'answers' / run.teacher.folder(seed)}"]
+                pictures = "_more_pairs" if "--pairs_dir" in run.command else ""
+                answers = self.output_dir / "answers" / f"{run.teacher.folder(seed)}{pictures}"
+                command += ["--cache_teacher", f"{answers}"]
         return [*command, "--resume" if done else "--overwrite"]
 
     def settings(self, run: Run, seed: int) -> list[Settings]:

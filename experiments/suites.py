@@ -31,10 +31,22 @@ class Rates:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long the rows of a suite train, and by which of ``OPTIMIZERS``."""
+    """How long the rows of a suite train, and how.
+
+    Attributes:
+        epochs: of a row.
+        optimizer: one of ``OPTIMIZERS``.
+        teachers: by which of ``OPTIMIZERS`` the rows' teachers are trained; None: by the rows' own.
+    """
 
     epochs: int
     optimizer: str = "AdamW"
+    teachers: str | None = None
+
+    @property
+    def trained_by(self) -> str:
+        """What the names of rows call it; empty for AdamW."""
+        return "" if self.optimizer == "AdamW" else self.optimizer
 
 
 @dataclass(frozen=True)
@@ -50,10 +62,10 @@ class Preset:
         wide_unet: width and learning rate of one twice as wide, or nothing where ``unet`` is as wide as published, 64
             channels.
         rates: of all but the wide U-Net, by optimiser.
-        ladder: the budget of ``ladder``.
-        epochs: of ``labels``; ``ladder`` has the U-Net after so many, too.
-        short: of ``ablation``, ``transfer`` and ``tune``; ``budget`` has rows of so many, too.
-        teacher_epochs: of a teacher at least, by optimiser; of students that train for longer it trains as long.
+        ladder, labels, ablation, transfer: the budgets of these suites; that of ``labels`` is that of ``pairs``, too.
+        epochs: of ``budget`` and ``mirror``; ``ladder`` has the U-Net after so many, too.
+        short: of ``tune``; ``budget`` has rows of so many, too.
+        teacher_epochs: of a teacher at least, by optimiser; one that trains its students for longer has as many.
         n_bins: of AdaBins.
         audio_format: of the student.
         scaling: of the student's scenes in training. AdaBins' own rows have neither this nor the student's rate.
@@ -66,6 +78,9 @@ class Preset:
     unet: tuple[str, ...]
     rates: dict[str, Rates]
     ladder: Budget
+    labels: Budget
+    ablation: Budget
+    transfer: Budget
     epochs: int
     short: int
     teacher_epochs: dict[str, int]
@@ -93,6 +108,9 @@ PRESETS = {
             "Muon": Rates(student=at("0.004"), teacher=at("0.004"), bins=at("0.002"), unet=at("0.002")),
         },
         ladder=Budget(12, "Muon"),
+        labels=Budget(36, teachers="Muon"),
+        ablation=Budget(12),
+        transfer=Budget(12, teachers="Muon"),
         epochs=36,
         short=12,
         teacher_epochs={"AdamW": 36, "Muon": 12},
@@ -109,6 +127,9 @@ PRESETS = {
             "Muon": Rates(student=at("0.002"), teacher=at("0.001"), bins=at("0.002"), unet=at("0.004")),
         },
         ladder=Budget(60),
+        labels=Budget(60),
+        ablation=Budget(20),
+        transfer=Budget(20),
         epochs=60,
         short=20,
         teacher_epochs={"AdamW": 60, "Muon": 20},
@@ -124,6 +145,9 @@ PRESETS = {
             "Muon": Rates(student=at("0.002"), teacher=at("0.0002"), bins=at("0.002"), unet=at("0.004")),
         },
         ladder=Budget(200),
+        labels=Budget(200),
+        ablation=Budget(60),
+        transfer=Budget(60),
         epochs=200,
         short=60,
         teacher_epochs={"AdamW": 200, "Muon": 60},
@@ -140,6 +164,9 @@ SMOKE = Preset(
         "Muon": Rates(student=at("0.002"), teacher=at("0.004"), bins=at("0.002"), unet=at("0.004")),
     },
     ladder=Budget(2),
+    labels=Budget(2),
+    ablation=Budget(2),
+    transfer=Budget(2),
     epochs=2,
     short=2,
     teacher_epochs={"AdamW": 2, "Muon": 2},
@@ -173,8 +200,13 @@ class Setting:
     optimizer: str | None = None
 
     def rows(self, budget: Budget) -> Rows:
-        """Return the maker of rows under a budget, or under what is asked for instead."""
-        return Rows(self, Budget(self.epochs or budget.epochs, self.optimizer or budget.optimizer))
+        """Return the maker of rows under a budget, or under what is asked for instead.
+
+        An optimiser that is asked for is the teachers', too.
+        """
+        if self.optimizer:
+            budget = replace(budget, optimizer=self.optimizer, teachers=None)
+        return Rows(self, replace(budget, epochs=self.epochs or budget.epochs))
 
 
 @dataclass(frozen=True)
@@ -215,47 +247,50 @@ class Rows:
     def __init__(self, setting: Setting, budget: Budget) -> None:
         self.setting = setting
         self.preset = setting.preset
+        self.budget = budget
         self.epochs = budget.epochs
-        self.teacher_epochs = max(self.epochs, self.preset.teacher_epochs[budget.optimizer])
         self.rates = self.preset.rates[budget.optimizer]
-        self.optimizer = budget.optimizer
         self.input = (*self.preset.audio_format, *self.preset.scaling)
+        by = budget.teachers or budget.optimizer
+        longest = max(self.preset.teacher_epochs[by], budget.epochs if by == budget.optimizer else 0)
+        self.teachers = Budget(longest, by)
+        self.teacher_rates = self.preset.rates[by]
 
     def labels(self, fraction: float) -> tuple[str, ...]:
         """Return the flags of a share of the labels: equally many steps, however many there are."""
         return ("--label_fraction", f"{fraction:g}", "--steps_per_epoch", f"{self.setting.steps}")
 
-    def by(self, rate: tuple[str, ...], optimizer: str | None = None) -> tuple[str, ...]:
+    def by(self, rate: tuple[str, ...], budget: Budget | None = None) -> tuple[str, ...]:
         """Return the flags of an optimiser and its learning rate."""
-        return "--optimizer", optimizer or self.optimizer, *rate
+        return "--optimizer", (budget or self.budget).optimizer, *rate
 
-    def name(self, what: str, *of: str, epochs: int | None = None, optimizer: str | None = None) -> str:
+    def name(self, what: str, *of: str, budget: Budget | None = None) -> str:
         """Return what is trained, by which optimiser where that is not AdamW, on what, and for how long."""
-        optimizer = optimizer or self.optimizer
-        made = what if optimizer == "AdamW" else f"{what}, {optimizer}"
-        return ", ".join((made, *of, f"{epochs or self.epochs} epochs"))
+        budget = budget or self.budget
+        return ", ".join(filter(None, (what, budget.trained_by, *of, f"{budget.epochs} epochs")))
 
     def teacher(self, fraction: float = 1.0) -> Run:
         """The RGB teacher, of the same rooms and labels."""
-        command = ("train_rgb_depth.py", *self.preset.teacher, *self.by(self.rates.teacher), *self.labels(fraction))
-        return Run(self.name("RGB", share(fraction), epochs=self.teacher_epochs), command, self.teacher_epochs)
+        command = ("train_rgb_depth.py", *self.preset.teacher, *self.by(self.teacher_rates.teacher, self.teachers))
+        name = self.name("RGB", share(fraction), budget=self.teachers)
+        return Run(name, (*command, *self.labels(fraction)), self.teachers.epochs)
 
     def other_teacher(self) -> Run | None:
         """An RGB teacher of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
-        command = ("train_rgb_depth.py", *self.preset.teacher, *self.by(self.rates.teacher))
-        name = self.name("RGB", "other rooms", epochs=self.teacher_epochs)
-        return Run(name, command, self.teacher_epochs, data=self.setting.other_data)
+        command = ("train_rgb_depth.py", *self.preset.teacher, *self.by(self.teacher_rates.teacher, self.teachers))
+        name = self.name("RGB", "other rooms", budget=self.teachers)
+        return Run(name, command, self.teachers.epochs, data=self.setting.other_data)
 
     def other_fusion(self) -> Run | None:
         """A fusion teacher, which sees and hears, of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
         model = ("train_baseline.py", "--model", "multimodal_fusion", "--scheduler", "cosine", *self.preset.teacher)
-        command = (*model, *self.by(self.rates.teacher), *PLAIN[:2], *self.preset.audio_format)
-        name = self.name("fusion", "other rooms", epochs=self.teacher_epochs)
-        return Run(name, command, self.teacher_epochs, data=self.setting.other_data)
+        command = (*model, *self.by(self.teacher_rates.teacher, self.teachers), *PLAIN[:2], *self.preset.audio_format)
+        name = self.name("fusion", "other rooms", budget=self.teachers)
+        return Run(name, command, self.teachers.epochs, data=self.setting.other_data)
 
     def audio(
         self,
@@ -275,11 +310,20 @@ class Rows:
         """The audio student on its own, with one set of weights for both ears."""
         return self.audio(fraction, "audio alone, shared ears", width=(*self.preset.student, "--share_ears"))
 
-    def taught(self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None) -> Run:
+    def taught(
+        self, what: str, *flags: str, fraction: float = 1.0, teacher: Run | None = None, asks_once: bool = False
+    ) -> Run:
         """The audio student under a teacher."""
         shape = (*self.preset.student, *self.by(self.rates.student), *self.input)
         command = ("train_distillation.py", *shape, *self.labels(fraction), *flags)
-        return Run(self.name(what, share(fraction)), command, self.epochs, teacher=teacher or self.teacher(fraction))
+        name = self.name(self.under_teacher(what, asks_once), share(fraction))
+        return Run(name, command, self.epochs, teacher=teacher or self.teacher(fraction), asks_once=asks_once)
+
+    def under_teacher(self, what: str, asks_once: bool = False) -> str:
+        """Return the name of what a teacher teaches: how that was trained, where otherwise, and whether asked once."""
+        unlike = self.teachers.optimizer != self.budget.optimizer
+        teacher = f"teacher by {self.teachers.optimizer}" if unlike else ""
+        return ", ".join(filter(None, (what, teacher, "asked once" if asks_once else "")))
 
     def baseline(self, model: str) -> Run:
         """One of the systems that the student is compared with, under its budget; all labels.
@@ -303,11 +347,11 @@ class Rows:
 
         By AdamW unless another is asked for, since Muon gains it nothing.
         """
+        budget = Budget(epochs or self.epochs, optimizer)
         width = width or (*self.preset.unet, *self.preset.rates[optimizer].unet)
         model = ("train_baseline.py", "--model", "unet_baseline", "--scheduler", "cosine")
-        command = (*model, *self.by(width, optimizer), *self.labels(fraction), *flags)
-        name = self.name(what, share(fraction), epochs=epochs, optimizer=optimizer)
-        return Run(name, command, epochs or self.epochs)
+        command = (*model, *self.by(width, budget), *self.labels(fraction), *flags)
+        return Run(self.name(what, share(fraction), budget=budget), command, budget.epochs)
 
     def interaural_unet(self, epochs: int | None = None) -> Run:
         """The U-Net with the student's audio input and its scaled scenes."""
@@ -316,9 +360,10 @@ class Rows:
     def bins_teacher(self, fraction: float = 1.0) -> Run:
         """The AdaBins RGB teacher, of the same rooms and labels, as wide as the student."""
         width, bins = self.preset.student[:2], ("--n_bins", f"{self.preset.n_bins}")
-        command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *self.by(self.rates.bins))
-        name = self.name("AdaBins RGB", share(fraction), epochs=self.teacher_epochs)
-        return Run(name, (*command, *self.labels(fraction), *bins), self.teacher_epochs)
+        rate = self.by(self.teacher_rates.bins, self.teachers)
+        command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *rate)
+        name = self.name("AdaBins RGB", share(fraction), budget=self.teachers)
+        return Run(name, (*command, *self.labels(fraction), *bins), self.teachers.epochs)
 
     def adabins(
         self,
@@ -335,7 +380,8 @@ class Rows:
         student = (*self.preset.student, *self.by(rate), *self.preset.audio_format)
         frozen = ("--freeze_rgb",) if teacher else ()
         command = ("train_adabins_distillation.py", *student, *self.labels(fraction), *bins, *flags, *frozen)
-        return Run(self.name(what, share(fraction)), command, self.epochs, teacher=teacher)
+        name = self.name(self.under_teacher(what) if teacher else what, share(fraction))
+        return Run(name, command, self.epochs, teacher=teacher)
 
 
 def share(fraction: float) -> str:
@@ -387,7 +433,7 @@ BY_OTHER_RGB = "depth distillation by RGB of other rooms"  # the same, as a row'
 
 def labels(setting: Setting) -> Suite:
     """With and without distillation, from no label to all of them."""
-    make = setting.rows(Budget(setting.preset.epochs))
+    make = setting.rows(setting.preset.labels)
     methods = {fraction: methods_of_labels(make, fraction) for fraction in (0.0, 0.05, 0.1, 0.25, 1.0)}
     all_labels, unet, interaural_unet = methods[1.0][ALONE], methods[1.0][UNET], make.interaural_unet()
     control = {interaural_unet.name: all_labels.name}
@@ -427,12 +473,12 @@ def methods_of_labels(make: Rows, fraction: float) -> dict[str, Run]:
     runs = {}
     if fraction > 0:
         runs[ALONE] = make.audio(fraction)
-        runs[RGB] = make.taught("depth distillation", fraction=fraction)
+        runs[RGB] = make.taught("depth distillation", fraction=fraction, asks_once=True)
     if other is not None:
-        runs[OTHER_RGB] = make.taught(BY_OTHER_RGB, fraction=fraction, teacher=other)
+        runs[OTHER_RGB] = make.taught(BY_OTHER_RGB, fraction=fraction, teacher=other, asks_once=True)
     if fusion is not None and fraction in (0, 0.1):
-        taught = make.taught("depth distillation by fusion of other rooms", fraction=fraction, teacher=fusion)
-        runs[OTHER_FUSION] = replace(taught, asks_once=True)  # nothing that it hears is scaled
+        what = "depth distillation by fusion of other rooms"
+        runs[OTHER_FUSION] = make.taught(what, fraction=fraction, teacher=fusion, asks_once=True)
     if fraction in (0.1, 1):
         runs[UNET] = make.unet(fraction=fraction)
     return runs
@@ -440,7 +486,7 @@ def methods_of_labels(make: Rows, fraction: float) -> dict[str, Run]:
 
 def pairs(setting: Setting) -> Suite:
     """More pairs of picture and echo for a taught student, beside no label, few and all."""
-    make = setting.rows(Budget(setting.preset.epochs))
+    make = setting.rows(setting.preset.labels)
     rows: list[Run] = []
     control: dict[str, str] = {}
     comparisons: list[tuple[str, str]] = []
@@ -449,9 +495,9 @@ def pairs(setting: Setting) -> Suite:
         if not (fraction or teacher):
             continue  # nobody learns without a label
         what = BY_OTHER_RGB if teacher else "depth distillation"
-        fewer = make.taught(what, fraction=fraction, teacher=teacher)
+        fewer = make.taught(what, fraction=fraction, teacher=teacher, asks_once=True)
         further = ("--pairs_dir", f"{setting.more_pairs}")
-        more = make.taught(f"{what}, more pairs", *further, fraction=fraction, teacher=teacher)
+        more = make.taught(f"{what}, more pairs", *further, fraction=fraction, teacher=teacher, asks_once=True)
         rows += [fewer, more]
         control[more.name] = fewer.name
         if fraction:
@@ -464,7 +510,7 @@ def pairs(setting: Setting) -> Suite:
 
 def ablation(setting: Setting) -> Suite:
     """Each loss off in turn, the choices inside each, and what is heard, where a tenth of the pairs has depth."""
-    make = setting.rows(Budget(setting.preset.short))
+    make = setting.rows(setting.preset.ablation)
     few = 0.1
 
     def taught(what: str, *flags: str) -> Run:
@@ -535,7 +581,7 @@ def ablation(setting: Setting) -> Suite:
 
 def transfer(setting: Setting) -> Suite:
     """Trained on one place, tested on another: does what was taught travel?"""
-    make = setting.rows(Budget(setting.preset.short))
+    make = setting.rows(setting.preset.transfer)
     held = ("--holdout_location", setting.other_location) if setting.other_location else ()
     rows = [
         make.audio(),

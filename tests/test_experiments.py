@@ -129,10 +129,24 @@ def test_a_suite_trains_under_the_budget_that_is_asked_for():
         assert ("Muon" in run.name) != unet
     short = dataclasses.replace(SETTING, epochs=2, optimizer="AdamW")
     assert {row.teacher.epochs for row in SUITES["ladder"](short).rows if row.teacher} == {PRESETS["cpu"].epochs}
+    for run in with_teachers(SUITES["labels"](short).rows):
+        assert "Muon" not in f"{run.name} {run.command}", "nor does another train the teachers"
     unets = [row.epochs for row in SUITES["ladder"](short).rows if row.name.startswith("unet")]
     assert sorted(unets) == [2, PRESETS["cpu"].epochs, PRESETS["cpu"].epochs]
     said = next(action.help for action in run_experiments.create_parser()._actions if action.dest == "epochs")
     assert "teachers, and ladder's U-Nets, have those of the preset at least" in said
+
+
+def test_a_row_says_how_its_teacher_was_trained_where_that_is_otherwise():
+    for name in ("ladder", "labels", "ablation", "transfer"):
+        budget = getattr(PRESETS["cpu"], name)
+        by = budget.teachers or budget.optimizer
+        rows = with_teachers(SUITES[name](SETTING).rows)
+        assert len({row.folder(0) for row in rows}) == len(rows), "a name for each"
+        for row in rows:
+            if row.teacher:
+                assert row.teacher.command[row.teacher.command.index("--optimizer") + 1] == by
+                assert (f"teacher by {by}" in row.name) == (by != budget.optimizer)
 
 
 def test_no_row_is_taught_on_labels_that_it_does_not_have():
@@ -696,22 +710,25 @@ def test_an_eye_of_other_rooms_is_tested_where_all_are(tmp_path):
 
 def test_teachers_of_other_rooms_alone_are_tested_where_all_are(tmp_path, rooms):
     runner = Runner(tmp_path, ("--dataset", "simulated", "--dataset_dir", f"{rooms}"))
-    suite = run_experiments.choose_rows(SUITES["labels"](SETTING), ["other rooms, 36"])
+    suite = run_experiments.choose_rows(SUITES["labels"](SETTING), ["other rooms, 12"])
     names, _ = Evaluator(runner, suite, [0]).tested
     assert {row.data for row in suite.rows} == {SETTING.other_data}
     assert names == create_dataset("simulated", rooms, "test", 32, modalities={"depth"}).ids
 
 
-def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path):
+@pytest.mark.parametrize("name", ["labels", "pairs"])
+def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path, name):
     runner = Runner(tmp_path, ("--dataset", "simulated"))
-    taught = [row for row in SUITES["labels"](SETTING).rows if row.asks_once]
-    folders = {
-        seed: {command[command.index("--cache_teacher") + 1] for command in (runner.command(r, seed) for r in taught)}
-        for seed in (0, 1)
-    }
-    assert len(taught) == 2 and folders == {
-        seed: {f"{tmp_path / 'answers' / 'fusion_other_rooms_36_epochs_seed'}{seed}"} for seed in (0, 1)
-    }
+    taught = [row for row in SUITES[name](SETTING).rows if row.teacher]
+    asked = {}
+    for row, seed in itertools.product(taught, (0, 1)):
+        command = runner.command(row, seed)
+        pictures = [command[command.index(flag) + 1] for flag in ("--dataset_dir", "--pairs_dir") if flag in command]
+        answers = Path(command[command.index("--cache_teacher") + 1])
+        assert answers.parent == tmp_path / "answers" and "asked once" in row.name
+        asked.setdefault((row.teacher.name, seed, *pictures), set()).add(answers)
+    folders = [folder for answers in asked.values() for folder in answers]
+    assert len({*folders}) == len(folders) == len(asked), "one for each teacher and what it is shown, and for no other"
 
 
 def test_what_a_test_left_is_asked_for_where_it_is_missing_broken_or_old(tmp_path):
