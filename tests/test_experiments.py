@@ -703,7 +703,7 @@ def test_an_eye_of_other_rooms_is_tested_where_all_are(tmp_path):
     runner = Runner(tmp_path, ("--dataset", "simulated", "--dataset_dir", "/data/rooms"))
     evaluator = Evaluator(runner, SUITES["labels"](SETTING), [0])
     flags = {row.name: evaluator.data(row) for row in evaluator.suite.rows}
-    eyes = {"RGB, other rooms, 36 epochs", "fusion, other rooms, 36 epochs"}
+    eyes = {"RGB, Muon, other rooms, 12 epochs", "fusion, Muon, other rooms, 12 epochs"}
     assert {name for name, given in flags.items() if given} == eyes
     assert all(flags[name] == runner.data for name in eyes)
 
