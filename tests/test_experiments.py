@@ -716,16 +716,18 @@ def test_teachers_of_other_rooms_alone_are_tested_where_all_are(tmp_path, rooms)
     assert names == create_dataset("simulated", rooms, "test", 32, modalities={"depth"}).ids
 
 
-@pytest.mark.parametrize("name", ["labels", "pairs"])
-def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path, name):
+@pytest.mark.parametrize(("name", "students"), [("labels", 11), ("pairs", 6)])
+def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path, name, students):
     runner = Runner(tmp_path, ("--dataset", "simulated"))
     taught = [row for row in SUITES[name](SETTING).rows if row.teacher]
+    assert len(taught) == students and all(row.asks_once for row in taught)
     asked = {}
     for row, seed in itertools.product(taught, (0, 1)):
         command = runner.command(row, seed)
         pictures = [command[command.index(flag) + 1] for flag in ("--dataset_dir", "--pairs_dir") if flag in command]
         answers = Path(command[command.index("--cache_teacher") + 1])
-        assert answers.parent == tmp_path / "answers" and "asked once" in row.name
+        more = "_more_pairs" if "more pairs" in row.name else ""
+        assert answers == tmp_path / "answers" / f"{row.teacher.folder(seed)}{more}" and "asked once" in row.name
         asked.setdefault((row.teacher.name, seed, *pictures), set()).add(answers)
     folders = [folder for answers in asked.values() for folder in answers]
     assert len({*folders}) == len(folders) == len(asked), "one for each teacher and what it is shown, and for no other"
