@@ -251,46 +251,48 @@ class Rows:
         self.epochs = budget.epochs
         self.rates = self.preset.rates[budget.optimizer]
         self.input = (*self.preset.audio_format, *self.preset.scaling)
-        by = budget.teachers or budget.optimizer
-        longest = max(self.preset.teacher_epochs[by], budget.epochs if by == budget.optimizer else 0)
-        self.teachers = Budget(longest, by)
-        self.teacher_rates = self.preset.rates[by]
+
+    @property
+    def teachers(self) -> Rows:
+        """The maker of the teachers, under a budget of their own."""
+        by = self.budget.teachers or self.budget.optimizer
+        longest = max(self.preset.teacher_epochs[by], self.epochs if by == self.budget.optimizer else 0)
+        return Rows(self.setting, Budget(longest, by))
 
     def labels(self, fraction: float) -> tuple[str, ...]:
         """Return the flags of a share of the labels: equally many steps, however many there are."""
         return ("--label_fraction", f"{fraction:g}", "--steps_per_epoch", f"{self.setting.steps}")
 
-    def by(self, rate: tuple[str, ...], budget: Budget | None = None) -> tuple[str, ...]:
-        """Return the flags of an optimiser and its learning rate."""
-        return "--optimizer", (budget or self.budget).optimizer, *rate
+    def by(self, rate: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the flags of the optimiser and its learning rate."""
+        return "--optimizer", self.budget.optimizer, *rate
 
-    def name(self, what: str, *of: str, budget: Budget | None = None) -> str:
+    def name(self, what: str, *of: str) -> str:
         """Return what is trained, by which optimiser where that is not AdamW, on what, and for how long."""
-        budget = budget or self.budget
-        return ", ".join(filter(None, (what, budget.trained_by, *of, f"{budget.epochs} epochs")))
+        return ", ".join(filter(None, (what, self.budget.trained_by, *of, f"{self.epochs} epochs")))
 
     def teacher(self, fraction: float = 1.0) -> Run:
         """The RGB teacher, of the same rooms and labels."""
-        command = ("train_rgb_depth.py", *self.preset.teacher, *self.by(self.teacher_rates.teacher, self.teachers))
-        name = self.name("RGB", share(fraction), budget=self.teachers)
-        return Run(name, (*command, *self.labels(fraction)), self.teachers.epochs)
+        make = self.teachers
+        command = ("train_rgb_depth.py", *self.preset.teacher, *make.by(make.rates.teacher), *self.labels(fraction))
+        return Run(make.name("RGB", share(fraction)), command, make.epochs)
 
     def other_teacher(self) -> Run | None:
         """An RGB teacher of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
-        command = ("train_rgb_depth.py", *self.preset.teacher, *self.by(self.teacher_rates.teacher, self.teachers))
-        name = self.name("RGB", "other rooms", budget=self.teachers)
-        return Run(name, command, self.teachers.epochs, data=self.setting.other_data)
+        make = self.teachers
+        command = ("train_rgb_depth.py", *self.preset.teacher, *make.by(make.rates.teacher))
+        return Run(make.name("RGB", "other rooms"), command, make.epochs, data=self.setting.other_data)
 
     def other_fusion(self) -> Run | None:
         """A fusion teacher, which sees and hears, of other rooms with all their labels."""
         if self.setting.other_data is None:
             return None
+        make = self.teachers
         model = ("train_baseline.py", "--model", "multimodal_fusion", "--scheduler", "cosine", *self.preset.teacher)
-        command = (*model, *self.by(self.teacher_rates.teacher, self.teachers), *PLAIN[:2], *self.preset.audio_format)
-        name = self.name("fusion", "other rooms", budget=self.teachers)
-        return Run(name, command, self.teachers.epochs, data=self.setting.other_data)
+        command = (*model, *make.by(make.rates.teacher), *PLAIN[:2], *self.preset.audio_format)
+        return Run(make.name("fusion", "other rooms"), command, make.epochs, data=self.setting.other_data)
 
     def audio(
         self,
@@ -321,8 +323,8 @@ class Rows:
 
     def under_teacher(self, what: str, asks_once: bool = False) -> str:
         """Return the name of what a teacher teaches: how that was trained, where otherwise, and whether asked once."""
-        unlike = self.teachers.optimizer != self.budget.optimizer
-        teacher = f"teacher by {self.teachers.optimizer}" if unlike else ""
+        by = self.teachers.budget.optimizer
+        teacher = f"teacher by {by}" if by != self.budget.optimizer else ""
         return ", ".join(filter(None, (what, teacher, "asked once" if asks_once else "")))
 
     def baseline(self, model: str) -> Run:
@@ -347,11 +349,11 @@ class Rows:
 
         By AdamW unless another is asked for, since Muon gains it nothing.
         """
-        budget = Budget(epochs or self.epochs, optimizer)
-        width = width or (*self.preset.unet, *self.preset.rates[optimizer].unet)
+        make = Rows(self.setting, Budget(epochs or self.epochs, optimizer))
+        width = width or (*self.preset.unet, *make.rates.unet)
         model = ("train_baseline.py", "--model", "unet_baseline", "--scheduler", "cosine")
-        command = (*model, *self.by(width, budget), *self.labels(fraction), *flags)
-        return Run(self.name(what, share(fraction), budget=budget), command, budget.epochs)
+        command = (*model, *make.by(width), *self.labels(fraction), *flags)
+        return Run(make.name(what, share(fraction)), command, make.epochs)
 
     def interaural_unet(self, epochs: int | None = None) -> Run:
         """The U-Net with the student's audio input and its scaled scenes."""
@@ -360,10 +362,10 @@ class Rows:
     def bins_teacher(self, fraction: float = 1.0) -> Run:
         """The AdaBins RGB teacher, of the same rooms and labels, as wide as the student."""
         width, bins = self.preset.student[:2], ("--n_bins", f"{self.preset.n_bins}")
-        rate = self.by(self.teacher_rates.bins, self.teachers)
-        command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *rate)
-        name = self.name("AdaBins RGB", share(fraction), budget=self.teachers)
-        return Run(name, (*command, *self.labels(fraction), *bins), self.teachers.epochs)
+        make = self.teachers
+        command = ("train_adabins_distillation.py", "--phase", "teacher", *width, *make.by(make.rates.bins))
+        command = (*command, *self.labels(fraction), *bins)
+        return Run(make.name("AdaBins RGB", share(fraction)), command, make.epochs)
 
     def adabins(
         self,
