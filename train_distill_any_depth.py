@@ -332,6 +332,12 @@ def check_loss_and_views(args: argparse.Namespace) -> None:
         raise OptionError("all weights of the loss are 0: nothing would be learnt")
     if not any(given[flag] for flag in WEIGHTS if flag != "lambda_feat"):
         raise OptionError("--lambda_feat alone teaches an encoder and no disparity; give another --lambda_ a weight")
+    of_depth = ("lambda_sc", "lambda_grad", "lambda_hdn")  # the others compare with a network's views and features
+    if GROUND_TRUTH in args.teacher_models and not any(given[flag] for flag in of_depth):
+        raise OptionError(
+            f"--teacher_models {GROUND_TRUTH} teaches nothing with {', '.join(f'--{flag} 0' for flag in of_depth)}; "
+            "give one of them a weight, or leave it out"
+        )
     if args.lambda_feat == 0 and args.feature_margin is not None:
         raise OptionError("--feature_margin has no effect with --lambda_feat 0")
     if args.lambda_hdn == 0 and (not compares or args.normalization in ("global", "none")):

@@ -1,5 +1,6 @@
 """Several processes, and a batch in parts, learn what one does of the whole: they have the same gradients."""
 
+import math
 import os
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from errors import TrainingError
 from models import create_model
 from models.adabins_distillation_model import create_adabins_distillation_model
 from training.engine import synchronize_batch_norm
-from training.loop import share_statistics
+from training.loop import NotANumberGuard, share_statistics
 from training.micro_batches import MicroBatches
 from training.tasks import (
     AdaBinsDistillationTask,
@@ -175,6 +177,28 @@ def test_batch_norm_over_all_processes_needs_several_gpus(run_cli, rooms, tmp_pa
     code, _, errors = run_cli(train_rgb_depth.main, *flags)
     assert code == 2 and "--sync_bn" in errors and len(errors.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def meet_a_nan_in_one_process(rank, port, folder):
+    fabric = join(rank, port)
+    weight = torch.nn.Parameter(torch.ones(1))
+    guard = NotANumberGuard(fabric, torch.optim.SGD([weight], lr=0.1, fused=True))
+    guard._scaled = True  # as under --precision 16: gradients may overflow, and each process looks at its own loss
+    for step in range(3):
+        guard.watch(step, torch.tensor(math.nan if rank == 1 and step == 1 else 1.0), [f"room{rank}{step}"])
+    try:
+        guard.raise_if_tripped()
+    except TrainingError as error:
+        (folder / f"{rank}.txt").write_text(f"{error}")
+    torch.distributed.destroy_process_group()
+
+
+def test_under_a_gradient_scaler_all_processes_stop_at_the_nan_of_one(tmp_path):
+    """Else the others would wait for the one that has stopped."""
+    torch.multiprocessing.spawn(meet_a_nan_in_one_process, (27600 + os.getpid() % 2000, tmp_path), 2)
+    said = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
+    assert "step 2, in the batch of room01, or in that of another process" in said[0]
+    assert "step 2, in the batch of room11;" in said[1]
 
 
 def save_statistics_of_a_process(rank, port, folder):

@@ -468,6 +468,7 @@ CACHED = (*GIVEN, "--cache_teacher", "x", "--lambda_feat", 0)
         ((*TRUTH, "--label_fraction", 0), "--label_fraction 0"),
         ((*GIVEN, "--label_fraction", 0.5), "--label_fraction has no effect"),
         ((*GIVEN, *UNCOMPARED, "--lambda_grad", 0, "--lambda_hdn", 0), "--lambda_feat alone teaches an encoder"),
+        ((*BOTH, "--lambda_sc", 0, "--lambda_grad", 0, "--lambda_hdn", 0), "ground_truth teaches nothing"),
         ((*GIVEN, "--local_crops", 0), "--lambda_lg"),
         ((*GIVEN, "--lambda_lg", 0, "--local_crops", 2), "--local_crops has no effect"),
         ((*GIVEN, "--lambda_lg", 0, "--local_scale", 0.1, 0.2), "--local_scale has no effect"),

@@ -170,9 +170,55 @@ def test_going_back_to_an_epoch_sets_the_later_ones_aside(rooms, unbroken, tmp_p
     begin = [str(x) for x in arguments(rooms, tmp_path, "--nb_epochs", 4, "--augment")]
     train_rgb_depth.main(begin)
     train_rgb_depth.main([*begin, "--checkpoints", "2"])
-    assert (tmp_path / "checkpoints/e/superseded_1/checkpoint_0004.pth").is_file()
+    aside = tmp_path / "checkpoints/e/superseded_1"
+    assert (aside / "checkpoint_0004.pth").is_file() and load_checkpoint(aside / "last.pth")["epoch"] == 4
     assert same(weights(tmp_path), weights(unbroken))
-    assert (tmp_path / "results/e/metrics.csv").read_bytes() == (unbroken / "results/e/metrics.csv").read_bytes()
+    for folder, table in (("results/e", "metrics.csv"), ("logs/e", "steps.csv")):
+        for path in (tmp_path / folder / table, tmp_path / folder / "superseded_1" / table):
+            assert path.read_bytes() == (unbroken / folder / table).read_bytes()
+
+
+def test_a_best_epoch_that_was_not_kept_is_missed_aloud(rooms, tmp_path, run_cli):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 4, "--save_frequency", 1)
+    run_cli(train_rgb_depth.main, *begin, "--stop_after_epoch", 3)
+    second = tmp_path / "checkpoints/e/checkpoint_0002.pth"
+    state = load_checkpoint(second)
+    save_checkpoint({**state, "best": {**state["best"], "epoch": 1}}, second)
+    for lost in ("checkpoint_0001.pth", "best_model.pth"):
+        (tmp_path / "checkpoints/e" / lost).unlink()
+    code, out, _ = run_cli(train_rgb_depth.main, *begin, "--checkpoints", 2)
+    assert code == 0 and "warning: of epoch 1, the best until epoch 2, there is no checkpoint" in out
+    assert load_checkpoint(tmp_path / "checkpoints/e/best_model.pth")["epoch"] > 2
+
+
+@pytest.mark.parametrize("begun", ["--overwrite", "--init_from"])
+def test_a_run_that_stops_says_which_command_goes_on(begun, rooms, unbroken, tmp_path, run_cli):
+    source = (unbroken / "checkpoints/e/last.pth",) if begun == "--init_from" else ()
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 4)
+    code, out, _ = run_cli(train_rgb_depth.main, *begin, begun, *source, "--stop_after_epoch", 1)
+    assert code == 0
+    assert f"the same command with --resume in the place of {begun} goes on, without --stop_after_epoch or" in out
+
+
+def test_another_optimiser_does_not_go_on_with_the_state_of_the_first(rooms, tmp_path, run_cli):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 4)
+    run_cli(train_rgb_depth.main, *begin, "--stop_after_epoch", 1)
+    before = (tmp_path / "checkpoints/e/args.json").read_bytes()
+    for optimizer in ("Adam", "SGD", "Muon"):  # PyTorch would take each
+        code, _, errors = run_cli(train_rgb_depth.main, *begin, "--resume", "--optimizer", optimizer)
+        assert code == 2 and f"--optimizer AdamW, whose state is none for {optimizer}" in errors
+    assert (tmp_path / "checkpoints/e/args.json").read_bytes() == before
+
+
+def test_a_flag_that_an_earlier_version_did_not_have_is_no_other_setting(rooms, tmp_path, run_cli):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 4)
+    run_cli(train_rgb_depth.main, *begin, "--stop_after_epoch", 1)
+    last = tmp_path / "checkpoints/e/last.pth"
+    state = load_checkpoint(last)
+    del state["args"]["warmup_epochs"]
+    save_checkpoint(state, last)
+    code, out, _ = run_cli(train_rgb_depth.main, *begin, "--resume")
+    assert code == 0 and "resumed with other settings" not in out
 
 
 def test_another_learning_rate_is_taken_on_resuming(rooms, tmp_path, run_cli):
@@ -193,6 +239,8 @@ def test_the_rate_grows_in_the_first_part_of_a_run(rooms, tmp_path, run_cli):
     growing = 3 * len(rates) // 4
     assert rates[:growing] == pytest.approx([0.003 * (step + 1) / growing for step in range(growing)])
     assert rates[growing:] == [0.003] * (len(rates) - growing)
+    code, _, errors = run_cli(train_rgb_depth.main, *begin, "--overwrite", "--warmup_epochs", 0.3)
+    assert code == 2 and "has no effect: of 3 steps an epoch it is 1; give 0.67 at least" in errors
     code, _, errors = run_cli(train_rgb_depth.main, *begin, "--warmup_epochs", 2)
     assert code == 2 and "--warmup_epochs 2 must be below --nb_epochs 2" in errors
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -174,19 +175,25 @@ class Experiment:
     def _rewind(self, start: Start) -> list[Path]:
         """Set aside what is later than the epoch to resume, and bring back the best model of that time.
 
-        One that cannot be read is set aside too: it must not keep a run from going on that does not need it.
+        One that cannot be read is set aside too: it must not keep a run from going on that does not need it. Where the
+        run goes back from a later ``last.pth``, the tables, whose later rows are dropped, are kept there as they were.
         """
         assert start.checkpoint is not None
-        best = self.checkpoints / "best_model.pth"
+        best, last = self.checkpoints / "best_model.pth", self.checkpoints / "last.pth"
         later = [
             path
             for pattern, folder in (("checkpoint_*.pth", self.checkpoints), ("epoch_*.png", self.results))
             for path in folder.glob(pattern)
             if _epoch_of(path) > start.epoch
         ]
-        if best.is_file() and ((found := _load_readable(best)) is None or found["epoch"] > start.epoch):
-            later.append(best)
-        aside = self._set_aside(later, SUPERSEDED)
+        tables = []
+        for path in filter(Path.is_file, (best, last)):
+            found = start.checkpoint if path == start.path else _load_readable(path)
+            if found is None or found["epoch"] > start.epoch:
+                later.append(path)
+                if path == last:
+                    tables = [*filter(Path.is_file, (self.results / "metrics.csv", self.logs / "steps.csv"))]
+        aside = self._set_aside(later, SUPERSEDED, copied=tables)
         if not best.is_file():
             at_best = start.checkpoint["best"]["epoch"]
             kept = self.checkpoints / f"checkpoint_{at_best:04d}.pth"
@@ -195,14 +202,16 @@ class Experiment:
                 save_checkpoint({key: value for key, value in state.items() if key != "training"}, best)
         return aside
 
-    def _set_aside(self, paths: list[Path], name: str) -> list[Path]:
-        """Move files into a new folder ``<name>_<n>`` beside them; return these folders."""
+    def _set_aside(self, paths: list[Path], name: str, copied: Sequence[Path] = ()) -> list[Path]:
+        """Move files, and copy others, into a new folder ``<name>_<n>`` beside them; return these folders."""
         number = 1
-        while any((path.parent / f"{name}_{number}").exists() for path in paths):
+        while any((path.parent / f"{name}_{number}").exists() for path in (*paths, *copied)):
             number += 1
-        folders = sorted({path.parent / f"{name}_{number}" for path in paths})
+        folders = sorted({path.parent / f"{name}_{number}" for path in (*paths, *copied)})
         for folder in folders:
             folder.mkdir()
+        for path in copied:
+            shutil.copy2(path, path.parent / f"{name}_{number}")
         for path in paths:
             path.rename(path.parent / f"{name}_{number}" / path.name)
         return folders

@@ -325,17 +325,17 @@ class NotANumberGuard:
     A flag on the device gates the update: fused optimisers skip the step where ``found_inf`` is set. It is read back
     every few steps only; of an optimiser that knows no such flag, before each update. With ``--precision 16`` the
     gradient scaler gates the update by the same means, and gradients that overflow are its daily work: there the loss
-    alone is looked at.
+    alone is looked at, each process at its own.
     """
 
     def __init__(self, fabric: Fabric, optimizer: Optimizer) -> None:
         self._inner: Any = getattr(optimizer, "optimizer", optimizer)
         self._scaled = getattr(fabric._precision, "scaler", None) is not None
         self._gated = getattr(self._inner, "_step_supports_amp_scaling", False)  # PyTorch's mark of ``found_inf``
-        self._shared = fabric.world_size > 1
+        self._fabric, self._shared = fabric, fabric.world_size > 1
         self._tripped = torch.zeros((), device=fabric.device)
         self._here = torch.zeros((), dtype=torch.bool, device=fabric.device)  # whether a loss of this process did
-        self._first = torch.full((), -1.0, device=fabric.device)  # the step that tripped it
+        self._first = torch.full((), math.inf, device=fabric.device)  # the step that tripped it
         self._recent: deque[tuple[int, list[str]]] = deque(maxlen=READ_EVERY)
 
     def watch(self, step: int, loss: Tensor, ids: Any) -> None:
@@ -346,7 +346,7 @@ class NotANumberGuard:
             groups = self._inner.param_groups
             gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             bad = bad | ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
-        self._first = torch.where(bad & (self._first < 0), float(step), self._first)
+        self._first = torch.minimum(self._first, torch.where(bad, float(step), math.inf))
         self._tripped = torch.maximum(self._tripped, bad.float())
         if not self._scaled:
             self._inner.grad_scale = None
@@ -356,7 +356,13 @@ class NotANumberGuard:
             self.raise_if_tripped()
 
     def raise_if_tripped(self) -> None:
-        """Raise :class:`errors.TrainingError` with the ids of the batch that was first not a number."""
+        """Raise :class:`errors.TrainingError` with the ids of the batch that was first not a number.
+
+        All processes raise, or none: called by all of them after the same step.
+        """
+        if self._scaled and self._shared:
+            self._tripped = reduce(self._fabric, self._tripped, "max")
+            self._first = reduce(self._fabric, self._first, "min")
         if not self._tripped:
             return
         first = int(self._first)
@@ -386,7 +392,7 @@ def share_statistics(fabric: Fabric, task: nn.Module) -> None:
 
 
 def reduce(fabric: Fabric, value: Tensor, by: str) -> Tensor:
-    """Sum or average a tensor, value by value, over the processes."""
+    """Reduce a tensor, value by value, over the processes: by their sum, mean, max or min."""
     reduced = fabric.all_reduce(value, reduce_op=by)
     assert isinstance(reduced, Tensor)
     return reduced

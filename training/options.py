@@ -15,6 +15,7 @@ import torch
 
 from dataloaders import AUDIO_FORMATS, DATASETS, DEFAULT_DIRS, audio_channels
 from errors import OptionError
+from training.checkpoint_schema import LARGEST
 from training.depth_losses import TASK_LOSSES
 
 EPOCHS = "number of epochs"
@@ -32,11 +33,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _number(kind: type[int] | type[float], text: str, fits: Callable[[float], bool], what: str) -> Any:
-    """Parse a number; one that does not fit, or is none, is said not to be ``what``."""
+    """Parse a number; one that does not fit, or is none, is said not to be ``what``.
+
+    A whole number has 64 bits at most, as in the checkpoints that keep it.
+    """
     try:
         value = kind(text)
     except ValueError:
         value = None
+    if isinstance(value, int) and value > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is above {LARGEST}")
     if value is None or not fits(value):
         raise argparse.ArgumentTypeError(f"{text} is not {what}")
     return value

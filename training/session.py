@@ -162,10 +162,15 @@ def run_training(
     if args.compile:
         task.compile()
     wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
-    progress = restore_training(start, fabric, task, optimizer)
+    progress = restore_training(start, args.optimizer, fabric, task, optimizer)
     if start.checkpoint and start.checkpoint.get("best", {}).get("criterion", criterion) != criterion:
         progress.best, progress.best_epoch = math.inf, 0  # another measure: nothing to beat
     warmup = round(steps * args.warmup_epochs)
+    if args.warmup_epochs and warmup < 2:  # which begins at the whole rate
+        raise OptionError(
+            f"--warmup_epochs {args.warmup_epochs:g} has no effect: of {steps} steps an epoch it is {warmup}; "
+            f"give {2 / steps:.2g} at least"
+        )
     factor = learning_rate_factor(args.scheduler, steps * args.nb_epochs, task.restarts, warmup)
     scheduler = LambdaLR(optimizer, factor, last_epoch=progress.epoch * steps - 1)
     last = args.stop_after_epoch or args.nb_epochs
@@ -185,6 +190,11 @@ def run_training(
         enabled=fabric.is_global_zero,
     )
     if not (experiment.checkpoints / "best_model.pth").is_file():
+        if progress.best_epoch:
+            moved.append(
+                f"warning: of epoch {progress.best_epoch}, the best until epoch {progress.epoch}, there is no "
+                "checkpoint: the best of those from here on is kept as best_model.pth, be it worse"
+            )
         progress.best, progress.best_epoch = math.inf, 0
     if args.use_wandb:
         log.start_wandb(args.wandb_project, args.experiment_name, args.output_dir, plain_arguments(args))
@@ -233,7 +243,7 @@ def run_training(
         peak = peak_memory(fabric.device.type) / 2**30
         log.say(f"took {time.monotonic() - begun:.1f} s, at most {peak:.2f} GiB of memory ({fabric.device.type})")
     except KeyboardInterrupt:
-        goes_on = f"the same command with --resume goes on after {progress.epoch}"
+        goes_on = f"{continuation(args)} goes on after {progress.epoch}"
         if progress.epoch == 0:
             goes_on = "nothing was saved yet, and the same command begins again"
         log.say(f"interrupted in epoch {progress.epoch + 1}; {goes_on}")
@@ -253,8 +263,17 @@ def conclude(
     best = f"best epoch {progress.best_epoch}, {validation.figure.format(progress.best)}"
     log.say(f"done: {best if progress.best_epoch else 'no epoch had a valid metric'}")
     if progress.epoch < args.nb_epochs:
-        log.say(f"stopped after epoch {progress.epoch} of {args.nb_epochs}: the same command with --resume goes on")
+        log.say(
+            f"stopped after epoch {progress.epoch} of {args.nb_epochs}: {continuation(args)} goes on, without "
+            "--stop_after_epoch or with a later one"
+        )
     log.say(f"model: {experiment.checkpoints / 'best_model.pth'}; pictures and curves: {experiment.results}/")
+
+
+def continuation(args: argparse.Namespace) -> str:
+    """Return the command that goes on with a run, in words: its own, but for the flag that said how it began."""
+    begun = next((flag for flag in ("overwrite", "checkpoints", "init_from") if getattr(args, flag)), None)
+    return f"the same command with --resume{f' in the place of --{begun}' if begun else ''}"
 
 
 def create_optimizer(task: Task, args: argparse.Namespace) -> Optimizer:
@@ -292,13 +311,29 @@ def learning_rate_factor(
     return factor
 
 
-def restore_training(start: Start, fabric: Fabric, task: Task, optimizer: Optimizer) -> Progress:
+def restore_training(start: Start, kind: str, fabric: Fabric, task: Task, optimizer: Optimizer) -> Progress:
     """Load all but the student's weights from the checkpoint to resume, and return how far it was.
 
     The learning rate and the weight decay are those of the flags, not of the checkpoint.
+
+    Args:
+        start: how the run begins.
+        kind: of the optimiser, as ``--optimizer`` names it.
+        fabric: device, precision and processes.
+        task: whose further state is loaded.
+        optimizer: likewise.
+
+    Raises:
+        CheckpointError: it is of another task, or of another optimiser.
     """
     if start.checkpoint is None or start.weights_only:
         return Progress()
+    before = start.checkpoint["args"].get("optimizer", kind)
+    if before != kind:  # PyTorch takes another one's state, and stumbles over it in its first step, or not at all
+        raise CheckpointError(
+            f"{start.path}: was trained by --optimizer {before}, whose state is none for {kind}; go on with {before}, "
+            f"or begin another experiment from its weights (--init_from {start.path})"
+        )
     training, best = start.checkpoint["training"], best_value(start.checkpoint)
     if best is None:
         raise CheckpointError(f"{start.path}: not a whole checkpoint; its best does not say value; copy it again")
@@ -368,6 +403,7 @@ def changes(args: argparse.Namespace, fabric: Fabric, start: Start) -> list[str]
     if start.checkpoint is None or start.weights_only:
         return []
     before = {**start.checkpoint["args"], **{key: start.checkpoint.get(key) for key in machine(args, fabric)}}
+    unasked = {key for key in plain_arguments(args) if key not in before}  # flags that there were not yet
     now = {**plain_arguments(args), **machine(args, fabric)}
     for settings in (before, now):  # where the cache lies changes nothing; whether there is one rounds spectrograms
         for folder in ("cache_dir", "cache_teacher", "pairs_dir"):
@@ -375,7 +411,7 @@ def changes(args: argparse.Namespace, fabric: Fabric, start: Start) -> list[str]
     differing = [
         f"{key} {before.get(key)} -> {now[key]}"
         for key in sorted(now)
-        if key not in HARMLESS and before.get(key) != now[key]
+        if key not in HARMLESS | unasked and before.get(key) != now[key]
     ]
     return [f"warning: resumed with other settings: {', '.join(differing)}"] if differing else []
 
