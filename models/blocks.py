@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EARS = 2
+Weights = Callable[[int, int], Tensor]  # of an old and a new number of cells
 LEVEL_WIDTHS = (1, 2, 4, 8, 8)  # channels of x1..x5, in units of base_channels
 
 
@@ -219,26 +221,32 @@ class PlaceMixer(nn.Module):
 
 
 def resize_cells(x: Tensor, height: int, width: int) -> Tensor:
-    """Average [B, C, h, w] over the cells of a smaller grid, or interpolate to a larger one: [B, C, height, width].
+    """Average [B, C, h, w] over the cells of a smaller grid, or interpolate to a larger one: [B, C, height, width]."""
+    return resize_by(cell_weights, x, height, width)
 
-    As products with two matrices, which repeat bit for bit also on a GPU; pooling's gradient there does not.
+
+def resize_by(weights: Weights, x: Tensor, height: int, width: int) -> Tensor:
+    """Resize [..., h, w] to [..., height, width] by products with two matrices, of ``weights`` [old, new] each.
+
+    These repeat bit for bit also on a GPU, where the gradients of pooling and of bicubic interpolation do not.
     """
     if (height, width) == x.shape[-2:]:
         return x
     # Kept on the device, unless somebody traces the network: what is a tensor to a tracer is none to others.
     matrix = _kept_matrix if type(x) is Tensor and not torch.compiler.is_compiling() else _matrix_on
-    along_y, along_x = (matrix(*sides, x.device, x.dtype) for sides in ((x.shape[-2], height), (x.shape[-1], width)))
+    sides = ((x.shape[-2], height), (x.shape[-1], width))
+    along_y, along_x = (matrix(weights, old, new, x.device, x.dtype) for old, new in sides)
     return along_y.T @ x @ along_x
 
 
-def _matrix_on(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return cell_weights(old, new).to(device, dtype)
+def _matrix_on(weights: Weights, old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return weights(old, new).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the first who asks may only predict, the next one trains
-def _kept_matrix(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return _matrix_on(old, new, device, dtype)
+def _kept_matrix(weights: Weights, old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _matrix_on(weights, old, new, device, dtype)
 
 
 def cell_weights(old: int, new: int) -> Tensor:

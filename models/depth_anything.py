@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from errors import CheckpointError, OptionError
 from models.base import DepthModel, Features
+from models.blocks import resize_by
 from models.depth_anything_files import canonical_keys
 from models.weights import load_strictly, read_weights
 
@@ -242,17 +243,26 @@ class DepthAnything(DepthModel):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Return the embedding of the positions of a grid of patches, the class token's first: [1, 1 + hw, C].
 
-        On another grid than the learned one they are interpolated as the published networks were trained: bicubically,
-        without antialias, by the factors (h + 0.1) / G and (w + 0.1) / G. The 0.1 is in the factors as well as in the
-        size, so that neither the exact factors nor timm's own resize gives these positions.
+        On another grid than the learned one they are interpolated, by :func:`position_weights`.
         """
         learned = self.pretrained.pos_embed  # [1, 1 + GG, C]
         if rows == columns == self.grid:
             return learned
         square = learned[:, 1:].float().transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [1, C, G, G]
-        factors = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
-        resized = F.interpolate(square, scale_factor=factors, mode="bicubic")  # [1, C, h, w]
+        with torch.autocast(square.device.type, enabled=False):
+            resized = resize_by(position_weights, square, rows, columns)  # [1, C, h, w]
         return torch.cat([learned[:, :1].float(), resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def position_weights(learned: int, wanted: int) -> Tensor:
+    """Return [learned, wanted] weights that interpolate the positions of a row of patches to another number of them.
+
+    As the published networks were trained: bicubically, without antialias, by the factor (wanted + 0.1) / learned. The
+    0.1 is in the factor as well as in the size, so that neither the exact factor nor timm's own resize gives these
+    positions.
+    """
+    each = torch.eye(learned)[None, :, :, None]  # the answer to each patch alone: [1, learned, learned, 1]
+    return F.interpolate(each, scale_factor=((wanted + 0.1) / learned, 1.0), mode="bicubic")[0, :, :, 0]
 
 
 def create_depth_anything_model(preset: str, checkpoint: str | Path | None = None) -> DepthAnything:
