@@ -238,7 +238,7 @@ def load_candidates(args: argparse.Namespace) -> list[Candidate]:
             for side in size_pair(data["image_size"]):
                 model.check_image_size(side)
         scoring = choose_scoring(args, data, protocol, model.output)
-        if not (args.dataset_dir or candidates):
+        if not candidates:
             require_folder(data, path)
         dataset = create_dataset(**data, split=args.split, modalities={*model.inputs, "depth"})
         if candidates and dataset.ids != candidates[0].dataset.ids:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dataloaders import DEFAULT_MAX_DEPTHS, create_dataset
 from errors import DataError
@@ -66,12 +67,13 @@ class Evaluator:
         elsewhere = "--dataset" in asked
         name = asked.get("--dataset", trained.dataset)
         capped = trained.max_depth or DEFAULT_MAX_DEPTHS[trained.dataset]
+        bounds: dict[str, Any] = {"max_depth": capped, **scored_samples(name)}
         data = create_dataset(
             name,
             asked.get("--dataset_dir", trained.dataset_dir),
             asked.get("--split", "test"),
             trained.image_size,
-            **({"max_depth": capped, "min_depth": trained.min_depth} | scored_samples(name)),
+            **bounds,
             holdout_location=None if elsewhere else trained.holdout_location,
             modalities={"depth"},
         )

@@ -334,6 +334,34 @@ def test_a_folder_that_is_mistyped_or_empty_is_refused_and_not_simulated(trained
     assert [path.name for path in tmp_path.iterdir()] == ["empty"] and not any((tmp_path / "empty").iterdir())
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_no_rooms_are_simulated_to_test_on(named, trained, rooms, tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = load_checkpoint(trained)
+    checkpoint["args"]["dataset_dir"] = None  # the default
+    save_checkpoint(checkpoint, tmp_path / "e.pth")
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", "e.pth", *(("--dataset", "simulated") if named else ()))
+    assert code == 2 and "SimulatedRooms, which is not here" in errors
+
+    begun = tmp_path / "data/SimulatedRooms"
+    shutil.copytree(rooms, begun)
+    manifest = begun / "simulation.json"  # as one that was stopped leaves it
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"complete": False}))
+    before = {path: path.stat().st_mtime_ns for path in begun.rglob("*")}
+    code, _, errors = run_cli(evaluate.main, "--checkpoint", "e.pth", *(("--dataset_dir", begun) if named else ()))
+    assert code == 2 and "does not hold all rooms of a simulation" in errors
+    assert {path: path.stat().st_mtime_ns for path in begun.rglob("*")} == before
+
+
+def test_what_was_too_near_to_learn_from_counts_all_the_same(trained, rooms, tmp_path, run_cli):
+    checkpoint = load_checkpoint(trained)
+    known, _ = report_of(run_cli, tmp_path, "--checkpoint", trained)
+    checkpoint["preprocessing"]["min_depth"] = 2.0
+    save_checkpoint(checkpoint, tmp_path / "far.pth")
+    found, _ = report_of(run_cli, tmp_path, "--checkpoint", tmp_path / "far.pth")
+    assert found["rmse"] == known["rmse"] and found["baselines"] == known["baselines"]
+
+
 @pytest.fixture
 def holes(rooms, tmp_path):
     """Return a function that copies the rooms and empties the depth maps of a split, all or the first ones."""

@@ -35,7 +35,8 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from dataloaders import DATASETS
+from dataloaders import DATASETS, DEFAULT_DIRS
+from dataloaders.simulated import planned_simulation
 from dataloaders.transforms import audio_channels, size_pair
 from errors import CheckpointError, DataError, OptionError, UserError
 from models import DepthModel, create_model
@@ -253,7 +254,7 @@ def other_axis_of_time(checkpoint: Mapping[str, Any], dataset: str) -> str | Non
 
 
 def require_folder(data: dict[str, Any], path: Path) -> None:
-    """Make sure that the data of a checkpoint are still where they were: simulated rooms would be made anew, as others.
+    """Make sure that the data to test a checkpoint on are there: simulated rooms would be made anew, as others.
 
     Args:
         data: of :func:`dataset_options_of`; a folder that it does not name is the data set's own.
@@ -262,9 +263,17 @@ def require_folder(data: dict[str, Any], path: Path) -> None:
     Raises:
         DataError: they are not.
     """
-    folder = data["dataset_dir"]
-    if folder is not None and not Path(folder).is_dir():
-        raise DataError(f"{path} was trained on {folder}, which is not here; say where it is (--dataset_dir)")
+    simulated = data["name"] == "simulated"
+    if data["dataset_dir"] is None and not simulated:
+        return
+    folder = Path(data["dataset_dir"] or DEFAULT_DIRS["simulated"])
+    if not folder.is_dir():
+        raise DataError(f"{path} is to be tested on {folder}, which is not here; say where it is (--dataset_dir)")
+    if simulated and planned_simulation(folder) is not None:
+        raise DataError(
+            f"{folder} does not hold all rooms of a simulation, and none are simulated where a network is tested; name "
+            f"those of {path} (--dataset_dir), or simulate them first (simulate_rooms.py)"
+        )
 
 
 def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:

@@ -161,10 +161,13 @@ NYU = Scoring(masks={"nyu": NYU_RANGE}, metrics=NYU_METRICS, clip=NYU_RANGE, eig
 
 
 def scored_samples(dataset: str) -> dict[str, Any]:
-    """Return the arguments of ``create_dataset`` that scoring asks for: NYU's maps at their own size and range."""
+    """Return the arguments of ``create_dataset`` that scoring asks for, whatever range of depth was learnt from.
+
+    NYU's maps are at their own size and range; of the others every measured pixel counts.
+    """
     if dataset == "nyu":
         return {"native_depth": True, "min_depth": NYU_RANGE[0], "max_depth": NYU_RANGE[1]}
-    return {}
+    return {"min_depth": BATVISION.clip[0]}
 
 
 def scoring_on(dataset: str, output: str, protocol: str, max_depth: float, *, eigen_crop: bool = True) -> Scoring:
