@@ -96,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     fabric = create_fabric(args)
     fabric.to_device(model.to(memory_format=torch.channels_last))
     asked = Mirrored(model) if args.mirror else model
+    if "audio" in inputs and preprocessing["audio_samples"] is None:
+        print(
+            f"warning: {args.checkpoint} hears recordings whole: in one that is longer or shorter than those of its "
+            "training each echo comes from another distance"
+        )
 
     failed = 0
     for job in tqdm(jobs, unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty(), leave=False):

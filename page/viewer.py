@@ -74,8 +74,9 @@ def facts_of(
     facts = [("file", str(path)), ("network", f"{model.name}, {parameters:.2f} M parameters")]
     if checkpoint:
         facts.append(("trained on", f"{preprocessing['dataset']}, {width} x {height}, epoch {checkpoint['epoch']}"))
-    value, criterion = best_value(checkpoint), checkpoint.get("best", {}).get("criterion", "val_rmse")
-    if model.output == "metres" and value is not None and math.isfinite(value):
+    value, best = best_value(checkpoint), checkpoint.get("best", {})
+    criterion, of_these_weights = best.get("criterion", "val_rmse"), best.get("epoch") == checkpoint.get("epoch")
+    if model.output == "metres" and of_these_weights and value is not None and math.isfinite(value):
         title = "validation RMSE" if criterion == "val_rmse" else "validation distance from the teacher"
         facts.append((title, f"{value:.3f} m"))
     if model.output == "metres":
@@ -84,7 +85,11 @@ def facts_of(
         facts.append(("gives", "relative disparity, without a unit"))
     if "audio" in model.inputs:
         samples = preprocessing["audio_samples"]
-        cut = "whole recording" if samples is None else f"first {1000 * samples / SAMPLE_RATE:.0f} ms"
+        cut = (
+            "whole recording, as long as in training"
+            if samples is None
+            else f"first {1000 * samples / SAMPLE_RATE:.0f} ms"
+        )
         facts.append(("echo", f"{preprocessing['audio_format'].replace('_', ' ')} of the {cut}"))
     return facts
 

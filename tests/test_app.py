@@ -28,6 +28,7 @@ from errors import DataError, OptionError
 from models import MODELS
 from page import server as page_server
 from page import viewer as page_viewer
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 SIZE = 32
 ROOT = Path(app.__file__).parent
@@ -247,6 +248,12 @@ def test_what_is_said_of_the_checkpoint(make_viewer, networks):
     assert facts["validation RMSE"] == "0.479 m"
     assert facts["range"] == "up to 12 m"
     assert facts["echo"] == "spectrogram of the first 71 ms"
+
+
+def test_the_best_epoch_does_not_speak_for_the_weights_of_another(make_viewer, networks, tmp_path):
+    state = load_checkpoint(networks["ears"])
+    save_checkpoint({**state, "epoch": state["best"]["epoch"] + 1}, tmp_path / "last.pth")
+    assert "validation RMSE" not in dict(page_viewer.open_network(tmp_path / "last.pth").facts)
 
 
 @pytest.mark.parametrize(

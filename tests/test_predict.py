@@ -17,7 +17,7 @@ from dataloaders.transforms import check_recording
 from models import MODELS, create_model
 from models.base import normalize_imagenet
 from training import loop, options
-from training.checkpoint import save_model
+from training.checkpoint import load_checkpoint, save_checkpoint, save_model
 from training.mirrored import Mirrored
 
 SIZE = 32
@@ -150,6 +150,17 @@ def test_the_real_recording(ears, samples_dir, tmp_path, run_cli):
     depth = np.load(tmp_path / "audio_47.npy")
     assert depth.shape == (SIZE, SIZE)
     assert ((depth > 0) & (depth < 12)).all()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_who_hears_recordings_whole_is_said_to(whole, networks, samples_dir, tmp_path, run_cli):
+    checkpoint = load_checkpoint(networks["ears"][0])
+    if whole:  # as of BatVision V1
+        checkpoint["preprocessing"]["audio_samples"] = None
+    save_checkpoint(checkpoint, tmp_path / "e.pth")
+    wav = samples_dir / "BatvisionV2/Sample_Room/audio/audio_47.wav"
+    code, out, _ = run_cli(predict.main, "--checkpoint", tmp_path / "e.pth", "--audio", wav, "--output", tmp_path / "o")
+    assert code == 0 and ("hears recordings whole" in out) is whole
 
 
 def test_a_recording_finds_its_picture_by_number(networks, samples_dir, tmp_path, run_cli):
