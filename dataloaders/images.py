@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 class Images(DepthDataset):
     """Every picture below ``<root>/<split>``, or below the root where it has no folder of a split's name.
 
-    Hidden files and folders, whose names begin with a dot, are passed over.
+    Hidden files and folders, whose names begin with a dot, are passed over; links to folders are followed.
 
     A sample has ``rgb``, ``id`` (the path inside the folder) and ``index``. Pictures are turned upright as their EXIF
     tags say. Without split folders each split is the whole folder: there is no label that could leak.
@@ -57,7 +58,14 @@ class Images(DepthDataset):
 
 
 def pictures_in(folder: Path) -> Iterator[Path]:
-    """Find the pictures below a folder, in no order, but for hidden ones."""
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES and not is_hidden(path.relative_to(folder)) and path.is_file():
-            yield path
+    """Find the pictures below a folder, in no order, but for hidden ones; also in linked folders, each once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
+        if (real := os.path.realpath(place)) in seen:  # a link may lead back to where it stands
+            folders.clear()
+            continue
+        seen.add(real)
+        for path in (Path(place, name) for name in names if not is_hidden(Path(name))):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                yield path

@@ -18,7 +18,8 @@ class UNetBaseline(DepthModel):
 
     Each level halves the size by a 4x4 convolution of stride 2, down to 1x1, and a transposed one doubles it again; the
     levels of equal size are joined. Batch norm, no dropout, weights drawn from N(0, 0.02). The sigmoid's output is a
-    share of ``max_depth``. Brunetto et al., IROS 2023, take 64 channels and magnitudes as they are.
+    share of ``max_depth``. Brunetto et al., IROS 2023, take 64 channels and magnitudes as they are. The first and the
+    last level down have a bias each, which pix2pix's lack: 576 parameters more, at 64 channels.
 
     Args:
         base_channels: channels of the first level, b; the others are 2b, 4b and then 8b wide.

@@ -202,6 +202,15 @@ def test_hidden_files_are_no_pictures(tmp_path):
     assert create_dataset("nyu", nyu, "train", 16)[0]["depth"].any()
 
 
+def test_pictures_in_linked_folders_are_found_once(tmp_path):
+    root = write_images(tmp_path / "pictures", count=1)
+    other = write_images(tmp_path / "other", count=2)
+    (root / "more").symlink_to(other)
+    (root / "same").symlink_to(other)
+    (other / "back").symlink_to(root)
+    assert create_dataset("images", root, "train", 16).ids == ["0.jpg", "more/0.jpg", "more/1.jpg"]
+
+
 def test_images_have_rgb_only_in_natural_order_and_stand_upright(tmp_path):
     root = write_images(tmp_path, count=11)
     turned = Image.Exif()
