@@ -2,7 +2,8 @@
 # Presets of train_binaural_attention.py.
 #   bash run_binaural_attention_examples.sh                     a menu
 #   bash run_binaural_attention_examples.sh N [ARGUMENTS ...]   preset N; the arguments are passed on and win
-#   bash run_binaural_attention_examples.sh 7 EXPERIMENT EPOCH  resume an experiment from an epoch
+#   bash run_binaural_attention_examples.sh 7 EXPERIMENT EPOCH  resume an experiment of preset 1 from an epoch; for another's,
+#                                                               append its flags, or its data and its loss are those of 1
 #   DRY_RUN=1 bash run_binaural_attention_examples.sh N         print the command instead of running it
 set -euo pipefail
 
@@ -18,7 +19,7 @@ Training the binaural student on its own
   4  log spectrogram           compressed by the loader, not by the network
   5  hold-out location         trained without the Attic, which is left to the test split
   6  few labels                a tenth of the training pairs has depth
-  7  resume from an epoch      asks for the experiment and the epoch
+  7  resume from an epoch      asks for the experiment of 1 and the epoch
   8  BatVision V1
 MENU
 }

@@ -2,7 +2,8 @@
 # Presets of train_rgb_depth.py.
 #   bash run_rgb_depth_examples.sh                         a menu
 #   bash run_rgb_depth_examples.sh N [ARGUMENTS ...]       preset N; the arguments are passed on and win over the preset's
-#   bash run_rgb_depth_examples.sh 5 EXPERIMENT EPOCH      resume an experiment from an epoch
+#   bash run_rgb_depth_examples.sh 5 EXPERIMENT EPOCH      resume an experiment of preset 1 from an epoch; for another's,
+#                                                          append its flags, or its data and its loss are those of 1
 #   DRY_RUN=1 bash run_rgb_depth_examples.sh N             print the command instead of running it
 set -euo pipefail
 
@@ -16,7 +17,7 @@ Training the RGB teacher
   2  with Weights & Biases
   3  lightweight               base 32, batch 128, lr 2e-4
   4  high capacity             base 96, batch 32, lr 5e-5
-  5  resume from an epoch      asks for the experiment and the epoch
+  5  resume from an epoch      asks for the experiment of 1 and the epoch
   6  teacher for distillation  base 64, batch 64, lr 1e-4, 200 epochs, W&B
   7  custom loss weights       smoothness 0.2
   8  BatVision V1

@@ -15,6 +15,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,15 +30,17 @@ MEASURED = ("--teacher_models", "ground_truth")
 STEPS = ("--steps_per_epoch", "93")  # all 1500 pictures once
 EPOCHS, TEACHER_EPOCHS = 10, 15
 
-TEACHER = Run("rooms mini", (*SCRIPT, *MEASURED, *STEPS, "--student_arch", "mini"), TEACHER_EPOCHS)
+row = partial(Run, cached=False)  # views are cut anew in each epoch
+
+TEACHER = row("rooms mini", (*SCRIPT, *MEASURED, *STEPS, "--student_arch", "mini"), TEACHER_EPOCHS)
 ROWS = {
     "teacher: mini, on measured depth": TEACHER,
-    "tiny, on measured depth": Run("rooms tiny", (*SCRIPT, *MEASURED, *STEPS, "--student_arch", "tiny"), EPOCHS),
-    "tiny, on a tenth of it": Run(
+    "tiny, on measured depth": row("rooms tiny", (*SCRIPT, *MEASURED, *STEPS, "--student_arch", "tiny"), EPOCHS),
+    "tiny, on a tenth of it": row(
         "rooms tiny tenth", (*SCRIPT, *MEASURED, *STEPS, "--student_arch", "tiny", "--label_fraction", "0.1"), EPOCHS
     ),
     **{
-        f"tiny, taught by mini, {recipe} recipe": Run(
+        f"tiny, taught by mini, {recipe} recipe": row(
             f"rooms tiny taught {recipe}",
             (*SCRIPT, "--teacher_models", "mini", "--student_arch", "tiny", "--recipe", recipe, *STEPS),
             EPOCHS,

@@ -13,7 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import on_rooms
 from dataloaders import create_dataset, create_loader
+from dataloaders.base import Row
 from errors import run_script
 from models.rgb_depth_model import RGBDepthNet
 from training import loop, options
@@ -45,6 +46,17 @@ class AudioUNet(RGBDepthNet):
     """The picture's U-Net with two spectrograms in place of three colours."""
 
     inputs = ("audio",)
+
+
+class InBothEars:
+    """Reads a recording as the mean of its two ears, in each of them; picklable, for loader processes."""
+
+    def __init__(self, read: Callable[[Row], Tensor]) -> None:
+        self.read = read
+
+    def __call__(self, row: Row) -> Tensor:
+        """Return the sound [2, N]."""
+        return self.read(row).mean(0, keepdim=True).expand(2, -1)
 
 
 class L1Task(Task):
@@ -103,8 +115,7 @@ def loaders(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
             modalities={INPUTS[name], "depth"}, augment=True, seed=seed,
         )  # fmt: skip
         if name == "mono":
-            both = dataset.read_audio
-            dataset.read_audio = lambda row, both=both: both(row).mean(0, keepdim=True).expand(2, -1)  # type: ignore[method-assign, misc]
+            dataset.read_audio = InBothEars(dataset.read_audio)  # type: ignore[method-assign]
         made[split] = create_loader(
             dataset, args.batch_size, shuffle=split == "train", seed=seed, num_workers=args.num_workers
         )
@@ -139,7 +150,8 @@ def mean_map_rmse(args: argparse.Namespace, fabric: Fabric) -> float:
     train_set = create_dataset("simulated", args.dataset_dir, "train", args.image_size, modalities={"depth"})
     test_set = create_dataset("simulated", args.dataset_dir, "test", args.image_size, modalities={"depth"})
     mean_map = fit_baselines(create_loader(train_set, 64, shuffle=False, num_workers=args.num_workers))["mean_map"]
-    return loop.evaluate(fabric, mean_map, create_loader(test_set, 64, shuffle=False, num_workers=0)).mean()["rmse"]
+    test = create_loader(test_set, 64, shuffle=False, num_workers=0)
+    return loop.evaluate(fabric, fabric.to_device(mean_map), test).mean()["rmse"]
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Run:
         teacher: whose best model it is given.
         teacher_flag: the flag under which it is given that.
         asks_once: whether the teacher is asked before the training (``--cache_teacher``).
+        cached: whether its samples are prepared once (``--cache_dir``); not those that are cut anew in each epoch.
         network: the run whose network it is, which is only tested in another way; None: it trains its own.
         test: flags of its test, beside the suite's.
     """
@@ -55,6 +56,7 @@ class Run:
     teacher: Run | None = None
     teacher_flag: str = "--teacher_checkpoint"
     asks_once: bool = False
+    cached: bool = True
     network: Run | None = None
     test: tuple[str, ...] = ()
 
@@ -165,7 +167,9 @@ class Runner:
         """Return the command that trains one seed of a run, or goes on with it after ``done`` epochs."""
         command = [*run.command, *self.shared, *(run.data or self.data), "--nb_epochs", f"{run.epochs}"]
         command += ["--seed", f"{seed}", "--output_dir", f"{self.output_dir}", "--experiment_name", run.folder(seed)]
-        command += ["--save_frequency", f"{run.epochs}", "--cache_dir", f"{self.output_dir / 'cache'}"]
+        command += ["--save_frequency", f"{run.epochs}"]
+        if run.cached:
+            command += ["--cache_dir", f"{self.output_dir / 'cache'}"]
         if run.teacher:
             command += [run.teacher_flag, f"{self.best(run.teacher, seed)}"]
             if run.asks_once:

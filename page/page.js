@@ -102,7 +102,10 @@ async function ask(path, body) {
 
 function takeFiles(files) {
   if (!files.audio && !files.rgb) return
-  if (files.audio && !files.rgb && !$('audio').files[0]) chosen.rgb = null // a new recording is of another place
+  if (chosen.audio && files.audio && !files.rgb) { // another recording is of another place
+    chosen.rgb = null
+    $('rgb').value = ''
+  }
   for (const [key, file] of Object.entries(files)) if (file) chosen[key] = file
   showFiles()
 }

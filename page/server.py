@@ -192,6 +192,12 @@ class Handler(BaseHTTPRequestHandler):
             traceback.print_exc()
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             body, kind = _json({"error": "a defect of this program; its traceback stands in the terminal"})
+        try:
+            self._send(status, body, kind)
+        except ConnectionError:  # who asked has left
+            self.close_connection = True
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
         self.send_response(status)
         headers = {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}
         if self.close_connection:

@@ -443,6 +443,28 @@ def test_a_defect_is_told_as_one(server, monkeypatch, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_who_leaves_before_the_answer_is_no_defect(make_viewer, monkeypatch, capsys):
+    asked, left = threading.Event(), threading.Event()
+
+    def look(*_, **__):
+        asked.set()
+        left.wait(30)
+        return {"padding": "x" * 10**7}  # more than a socket holds
+
+    monkeypatch.setattr(page.Viewer, "look", look)
+    with serving(make_viewer()) as server:
+        client = socket.create_connection(server.server_address)
+        body = b'{"example": 0}'
+        host = f"{server.server_address[0]}:{server.server_address[1]}"
+        head = f"POST /look HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        client.sendall(f"{head}\r\n\r\n".encode() + body)
+        assert asked.wait(30)
+        client.close()
+        left.set()
+        assert send(server, "/about")[0] == 200
+    assert "Traceback" not in capsys.readouterr().err
+
+
 WRITTEN = []
 WATCHING = threading.Event()
 

@@ -149,7 +149,7 @@ def test_pointing_at_a_map_reads_metres(open_page):
 
 def test_files_of_ones_own(open_page, rooms, tmp_path):
     driver = open_page()
-    files = create_dataset("simulated", rooms, "test", image_size=SIZE).rows[1].files
+    files, other = (create_dataset("simulated", rooms, "test", image_size=SIZE).rows[i].files for i in (1, 2))
     (audio,) = find(driver, "#audio")
     audio.send_keys(str(Path(files["audio"][0]).resolve()))
     wait(driver, settled(Path(files["audio"][0]).name))
@@ -158,6 +158,11 @@ def test_files_of_ones_own(open_page, rooms, tmp_path):
     rgb.send_keys(str(Path(files["rgb"][0]).resolve()))
     wait(driver, "document.querySelectorAll('#maps figure').length === 3")
     assert find(driver, "#rgb-name")[0].text == Path(files["rgb"][0]).name
+
+    audio.send_keys(str(Path(other["audio"][0]).resolve()))
+    wait(driver, settled(Path(other["audio"][0]).name))
+    assert len(find(driver, "#maps figure")) == 1, "another recording is of another place"
+    assert find(driver, "#rgb-name")[0].text == "none" and not rgb.get_property("value")
 
     soundfile.write(tmp_path / "mono.wav", np.zeros(4410), 44_100)
     audio.send_keys(str(tmp_path / "mono.wav"))
@@ -190,6 +195,16 @@ def test_files_that_are_dropped(open_page):
     wait(driver, settled("dropped.wav"))
     assert len(find(driver, "#maps figure")) == 3
     assert [find(driver, f"#{key}-name")[0].text for key in ("audio", "rgb")] == ["dropped.wav", "view.jpeg"]
+
+
+def test_a_picture_that_comes_before_its_recording(open_page, rooms):
+    driver = open_page()
+    files = create_dataset("simulated", rooms, "test", image_size=SIZE).rows[1].files
+    find(driver, "#rgb")[0].send_keys(str(Path(files["rgb"][0]).resolve()))
+    driver.execute_async_script(re.sub(r".*\[picture\], 'view.*", "", DROP))
+    wait(driver, settled("dropped.wav"))
+    assert find(driver, "#rgb-name")[0].text == Path(files["rgb"][0]).name
+    assert len(find(driver, "#maps figure")) == 3
 
 
 def test_the_slider_turns_the_map_into_a_cloud(open_page):

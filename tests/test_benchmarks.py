@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import logging
+import pickle
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from make_networks import write_network
 
+import train_distill_any_depth
 from benchmarks import (
     activation_memory,
     audio_student,
@@ -26,10 +28,12 @@ from benchmarks import (
     left_and_right,
     measure,
     on_rooms,
+    room_difficulty,
     snippet_faults,
 )
 from dataloaders import AUDIO_FORMATS, create_dataset
 from errors import TrainingError
+from experiments.settings import parse
 from models import create_model
 from training.checkpoint import FORMAT, save_checkpoint
 
@@ -100,13 +104,20 @@ def test_every_command_of_a_suite_parses(suite, tmp_path, run_cli):
     assert len(names) == len(commands)
 
 
-def test_every_command_of_the_small_depth_anything_parses(tmp_path, run_cli):
-    code, out, _ = run_cli(distill_any_depth.main, "--seeds", 0, "--dry_run", "--output_dir", tmp_path)
+def test_every_training_of_the_small_depth_anything_can_begin(rooms, tmp_path, run_cli):
+    flags = ("--seeds", 0, "--dry_run", "--output_dir", tmp_path, "--dataset_dir", rooms)
+    code, out, _ = run_cli(distill_any_depth.main, *flags)
     assert code == 0
-    script, *_ = parsed = [shlex.split(line)[1:] for line in out.splitlines()]
-    parser = importlib.import_module(script[0].removesuffix(".py")).create_parser()
-    steps = {parser.parse_args(flags).steps_per_epoch for _, *flags in parsed}
-    assert len(parsed) == len(distill_any_depth.ROWS) and len(steps) == 1
+    commands = [parse(shlex.split(line)[1:]) for line in out.splitlines()]
+    assert len(commands) == len(distill_any_depth.ROWS) and len({args.steps_per_epoch for args in commands}) == 1
+    for args in commands:
+        assert all(map(len, train_distill_any_depth.create_datasets(args).values()))
+
+
+def test_the_mean_of_both_ears_goes_to_loader_processes(rooms):
+    data = create_dataset("simulated", rooms, "test", 32, modalities={"audio", "depth"})
+    ears = pickle.loads(pickle.dumps(room_difficulty.InBothEars(data.read_audio)))(data.rows[0])
+    assert torch.equal(ears[0], ears[1]) and torch.allclose(ears[0], data.read_audio(data.rows[0]).mean(0))
 
 
 def test_the_table_of_the_small_depth_anything():

@@ -206,8 +206,15 @@ def test_another_optimiser_does_not_go_on_with_the_state_of_the_first(rooms, tmp
     before = (tmp_path / "checkpoints/e/args.json").read_bytes()
     for optimizer in ("Adam", "SGD", "Muon"):  # PyTorch would take each
         code, _, errors = run_cli(train_rgb_depth.main, *begin, "--resume", "--optimizer", optimizer)
-        assert code == 2 and f"--optimizer AdamW, whose state is none for {optimizer}" in errors
+        assert code == 2 and f"its --optimizer was AdamW and is {optimizer} now" in errors
     assert (tmp_path / "checkpoints/e/args.json").read_bytes() == before
+
+
+def test_a_location_that_was_held_out_stays_so(rooms, tmp_path, run_cli):
+    begin = arguments(rooms, tmp_path, "--nb_epochs", 4)
+    assert run_cli(train_rgb_depth.main, *begin, "--holdout_location", "Hall", "--stop_after_epoch", 1)[0] == 0
+    code, _, errors = run_cli(train_rgb_depth.main, *begin, "--resume")
+    assert code == 2 and "its --holdout_location was Hall and is none now: a location would be learnt" in errors
 
 
 def test_a_flag_that_an_earlier_version_did_not_have_is_no_other_setting(rooms, tmp_path, run_cli):

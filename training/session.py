@@ -55,6 +55,11 @@ HARMLESS = frozenset(
     | {"student_checkpoint", "teacher_checkpoints", "visualize_every"}
     | {"stop_after_epoch", "teacher_checkpoint", "use_wandb", "wandb_project"}  # a teacher is known by its weights
 )
+# Flags that are a run's own from its beginning to its end, and why.
+LASTING = {
+    "optimizer": "the state of one is not another's",  # PyTorch takes it, and stumbles in the first step or not at all
+    "holdout_location": "a location would be learnt that was held out, or held out though it was learnt",
+}
 PICTURED = 4  # validation samples in the picture of an epoch
 
 
@@ -162,7 +167,7 @@ def run_training(
     if args.compile:
         task.compile()
     wrapped, wrapped_optimizer = fabric.setup(task, optimizer)
-    progress = restore_training(start, args.optimizer, fabric, task, optimizer)
+    progress = restore_training(start, args, fabric, task, optimizer)
     if start.checkpoint and start.checkpoint.get("best", {}).get("criterion", criterion) != criterion:
         progress.best, progress.best_epoch = math.inf, 0  # another measure: nothing to beat
     warmup = round(steps * args.warmup_epochs)
@@ -311,29 +316,32 @@ def learning_rate_factor(
     return factor
 
 
-def restore_training(start: Start, kind: str, fabric: Fabric, task: Task, optimizer: Optimizer) -> Progress:
+def restore_training(
+    start: Start, args: argparse.Namespace, fabric: Fabric, task: Task, optimizer: Optimizer
+) -> Progress:
     """Load all but the student's weights from the checkpoint to resume, and return how far it was.
 
     The learning rate and the weight decay are those of the flags, not of the checkpoint.
 
     Args:
         start: how the run begins.
-        kind: of the optimiser, as ``--optimizer`` names it.
+        args: the flags.
         fabric: device, precision and processes.
         task: whose further state is loaded.
         optimizer: likewise.
 
     Raises:
-        CheckpointError: it is of another task, or of another optimiser.
+        CheckpointError: it is of another task, or a flag differs with which no run goes on (``LASTING``).
     """
     if start.checkpoint is None or start.weights_only:
         return Progress()
-    before = start.checkpoint["args"].get("optimizer", kind)
-    if before != kind:  # PyTorch takes another one's state, and stumbles over it in its first step, or not at all
-        raise CheckpointError(
-            f"{start.path}: was trained by --optimizer {before}, whose state is none for {kind}; go on with {before}, "
-            f"or begin another experiment from its weights (--init_from {start.path})"
-        )
+    for flag, why in LASTING.items():
+        now = getattr(args, flag, None)
+        if (before := start.checkpoint["args"].get(flag, now)) != now:
+            raise CheckpointError(
+                f"{start.path}: its --{flag} was {before or 'none'} and is {now or 'none'} now: {why}; go on with the "
+                f"same, or begin another experiment from its weights (--init_from {start.path})"
+            )
     training, best = start.checkpoint["training"], best_value(start.checkpoint)
     if best is None:
         raise CheckpointError(f"{start.path}: not a whole checkpoint; its best does not say value; copy it again")
