@@ -28,6 +28,7 @@ SAME_FLOOR = {
     ("training.model_card", "training.checkpoint"),
     ("training.micro_batches", "training.task"),
     ("training.experiment", "training.options"),
+    ("training.options", "training.checkpoint_schema"),  # how large a number a checkpoint keeps
     ("dataloaders", "simulation"),
     ("utils_distillation_loss", "training.depth_losses"),
     ("training.metrics", "training.alignment"),
