@@ -36,17 +36,20 @@ class Budget:
     Attributes:
         epochs: of a row.
         optimizer: one of ``OPTIMIZERS``.
+        warmup: epochs over which the rate grows first, also a part of one.
         teachers: by which of ``OPTIMIZERS`` the rows' teachers are trained; None: by the rows' own.
     """
 
     epochs: int
     optimizer: str = "AdamW"
+    warmup: float = 0.0
     teachers: str | None = None
 
     @property
     def trained_by(self) -> str:
-        """What the names of rows call it; empty for AdamW."""
-        return "" if self.optimizer == "AdamW" else self.optimizer
+        """What the names of rows call it; empty for AdamW without a warm-up."""
+        by = "" if self.optimizer == "AdamW" else self.optimizer
+        return f"{by or 'AdamW'} with warm-up" if self.warmup else by
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ PRESETS = {
         },
         ladder=Budget(12, "Muon"),
         labels=Budget(36, teachers="Muon"),
-        ablation=Budget(12),
+        ablation=Budget(4, "Muon", warmup=0.25),
         transfer=Budget(12, teachers="Muon"),
         epochs=36,
         short=12,
@@ -202,10 +205,11 @@ class Setting:
     def rows(self, budget: Budget) -> Rows:
         """Return the maker of rows under a budget, or under what is asked for instead.
 
-        An optimiser that is asked for is the teachers', too.
+        An optimiser that is asked for is the teachers', too, and another one than the budget's has no warm-up.
         """
         if self.optimizer:
-            budget = replace(budget, optimizer=self.optimizer, teachers=None)
+            warmup = budget.warmup if self.optimizer == budget.optimizer else 0.0
+            budget = replace(budget, optimizer=self.optimizer, warmup=warmup, teachers=None)
         return Rows(self, replace(budget, epochs=self.epochs or budget.epochs))
 
 
@@ -264,11 +268,12 @@ class Rows:
         return ("--label_fraction", f"{fraction:g}", "--steps_per_epoch", f"{self.setting.steps}")
 
     def by(self, rate: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the flags of the optimiser and its learning rate."""
-        return "--optimizer", self.budget.optimizer, *rate
+        """Return the flags of the optimiser, its learning rate and its warm-up."""
+        grows = ("--warmup_epochs", f"{self.budget.warmup:g}") if self.budget.warmup else ()
+        return "--optimizer", self.budget.optimizer, *rate, *grows
 
     def name(self, what: str, *of: str) -> str:
-        """Return what is trained, by which optimiser where that is not AdamW, on what, and for how long."""
+        """Return what is trained, by what where that is not AdamW alone, on what, and for how long."""
         return ", ".join(filter(None, (what, self.budget.trained_by, *of, f"{self.epochs} epochs")))
 
     def teacher(self, fraction: float = 1.0) -> Run:

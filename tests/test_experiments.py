@@ -31,7 +31,7 @@ from experiments.report import findings, table, write_report
 from experiments.runs import Run, Runner, with_teachers
 from experiments.scores import Scores, change
 from experiments.settings import differences, settings_in, settings_of, without_folders
-from experiments.suites import PRESETS, SMOKE, SUITES, Setting, Suite
+from experiments.suites import PRESETS, SMOKE, SUITES, Budget, Setting, Suite
 from experiments.testing import Evaluator
 from training.checkpoint import load_checkpoint
 
@@ -137,6 +137,14 @@ def test_a_suite_trains_under_the_budget_that_is_asked_for():
     assert "teachers, and ladder's U-Nets, have those of the preset at least" in said
 
 
+def test_a_warm_up_goes_with_the_optimiser_of_its_budget():
+    growing = Budget(5, "Muon", warmup=0.25)
+    grows = SETTING.rows(growing).audio()
+    steady = dataclasses.replace(SETTING, optimizer="AdamW").rows(growing).audio()
+    assert grows.command[grows.command.index("--warmup_epochs") + 1] == "0.25" and "Muon with warm-up" in grows.name
+    assert "--warmup_epochs" not in steady.command and "warm-up" not in steady.name
+
+
 def test_a_row_says_how_its_teacher_was_trained_where_that_is_otherwise():
     for name in ("ladder", "labels", "ablation", "transfer"):
         budget = getattr(PRESETS["cpu"], name)
@@ -147,6 +155,9 @@ def test_a_row_says_how_its_teacher_was_trained_where_that_is_otherwise():
             if row.teacher:
                 assert row.teacher.command[row.teacher.command.index("--optimizer") + 1] == by
                 assert (f"teacher by {by}" in row.name) == (by != budget.optimizer)
+            grows = "--warmup_epochs" in row.command
+            assert grows == ("with warm-up" in row.name), row.name
+            assert not (grows and row.name.startswith(("RGB", "AdaBins RGB"))), "students, not teachers"
 
 
 def test_no_row_is_taught_on_labels_that_it_does_not_have():
