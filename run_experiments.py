@@ -30,7 +30,7 @@ from typing import Any
 from dataloaders import DATASETS, DEFAULT_DIRS, SPLITS, create_dataset
 from dataloaders.base import DepthDataset
 from dataloaders.readers import require_data
-from dataloaders.simulated import planned_simulation, simulation_settings
+from dataloaders.simulated import planned_simulation, require_rooms, simulation_settings
 from errors import DataError, OptionError, TrainingError, run_script
 from experiments.report import write_report
 from experiments.runs import Run, Runner, data_flags, with_teachers
@@ -281,11 +281,8 @@ def open_data(args: argparse.Namespace, name: str, folder: Path, split: str, **c
         DataError: it is not there, or lacks what is asked of it.
     """
     trains = not (args.dry_run or args.report_only)
-    if name == "simulated" and not trains and planned_simulation(folder) is not None:
-        raise DataError(
-            f"{folder} does not hold all rooms of a simulation, and none are simulated under --dry_run and "
-            "--report_only; name another folder, or simulate them first (simulate_rooms.py)"
-        )
+    if name == "simulated" and not trains:
+        require_rooms(folder, "under --dry_run and --report_only", "another folder")
     return create_dataset(name, folder, split, 32, **choice)
 
 

@@ -58,6 +58,19 @@ def planned_simulation(folder: Path) -> dict[str, Any] | None:
     return None if BatVisionV2.is_in(folder) else DEFAULT_SIMULATION
 
 
+def require_rooms(folder: Path, where: str, others: str) -> None:
+    """Make sure that all rooms of a folder are there, where none are to be simulated: ``where``, and what to name then.
+
+    Raises:
+        DataError: they are not.
+    """
+    if planned_simulation(folder) is not None:
+        raise DataError(
+            f"{folder} does not hold all rooms of a simulation, and none are simulated {where}; name {others}, or "
+            "simulate them first (simulate_rooms.py)"
+        )
+
+
 def simulation_settings(folder: Path) -> dict[str, Any]:
     """Return the settings under which the rooms of a folder were simulated.
 

@@ -48,8 +48,9 @@ class Budget:
     @property
     def trained_by(self) -> str:
         """What the names of rows call it; empty for AdamW without a warm-up."""
-        by = "" if self.optimizer == "AdamW" else self.optimizer
-        return f"{by or 'AdamW'} with warm-up" if self.warmup else by
+        if self.warmup:
+            return f"{self.optimizer} with warm-up"
+        return "" if self.optimizer == "AdamW" else self.optimizer
 
 
 @dataclass(frozen=True)

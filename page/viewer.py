@@ -24,7 +24,7 @@ from errors import CheckpointError, DataError, OptionError
 from models import DepthModel, onnx_file
 from page.examples import Example
 from training import loop
-from training.checkpoint import best_value, load_model, preprocessing_of, require_entries
+from training.checkpoint import load_model, own_value, preprocessing_of, require_entries
 from training.metrics import image_metrics, valid_pixels
 from training.visualization import DEPTH_COLORS, ECHO_COLORS, lift_echoes
 
@@ -74,9 +74,8 @@ def facts_of(
     facts = [("file", str(path)), ("network", f"{model.name}, {parameters:.2f} M parameters")]
     if checkpoint:
         facts.append(("trained on", f"{preprocessing['dataset']}, {width} x {height}, epoch {checkpoint['epoch']}"))
-    value, best = best_value(checkpoint), checkpoint.get("best", {})
-    criterion, of_these_weights = best.get("criterion", "val_rmse"), best.get("epoch") == checkpoint.get("epoch")
-    if model.output == "metres" and of_these_weights and value is not None and math.isfinite(value):
+    value, criterion = own_value(checkpoint), checkpoint.get("best", {}).get("criterion", "val_rmse")
+    if model.output == "metres" and value is not None and math.isfinite(value):
         title = "validation RMSE" if criterion == "val_rmse" else "validation distance from the teacher"
         facts.append((title, f"{value:.3f} m"))
     if model.output == "metres":

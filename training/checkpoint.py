@@ -36,7 +36,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from dataloaders import DATASETS, DEFAULT_DIRS
-from dataloaders.simulated import planned_simulation
+from dataloaders.simulated import require_rooms
 from dataloaders.transforms import audio_channels, size_pair
 from errors import CheckpointError, DataError, OptionError, UserError
 from models import DepthModel, create_model
@@ -209,6 +209,12 @@ def best_value(checkpoint: Mapping[str, Any]) -> float | None:
     return best.get("value", best.get("rmse"))
 
 
+def own_value(checkpoint: Mapping[str, Any]) -> float | None:
+    """Return :func:`best_value` where the weights in the file are those of that epoch; None: they are of another."""
+    of_these_weights = checkpoint.get("best", {}).get("epoch") == checkpoint.get("epoch")
+    return best_value(checkpoint) if of_these_weights else None
+
+
 def dataset_options_of(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the arguments of ``dataloaders.create_dataset`` under which a checkpoint's data set looks as in training.
 
@@ -269,11 +275,8 @@ def require_folder(data: dict[str, Any], path: Path) -> None:
     folder = Path(data["dataset_dir"] or DEFAULT_DIRS["simulated"])
     if not folder.is_dir():
         raise DataError(f"{path} is to be tested on {folder}, which is not here; say where it is (--dataset_dir)")
-    if simulated and planned_simulation(folder) is not None:
-        raise DataError(
-            f"{folder} does not hold all rooms of a simulation, and none are simulated where a network is tested; name "
-            f"those of {path} (--dataset_dir), or simulate them first (simulate_rooms.py)"
-        )
+    if simulated:
+        require_rooms(folder, "where a network is tested", f"those of {path} (--dataset_dir)")
 
 
 def load_model(path: Path) -> tuple[DepthModel, dict[str, Any] | None]:

@@ -204,10 +204,10 @@ class Experiment:
 
     def _set_aside(self, paths: list[Path], name: str, copied: Sequence[Path] = ()) -> list[Path]:
         """Move files, and copy others, into a new folder ``<name>_<n>`` beside them; return these folders."""
-        number = 1
-        while any((path.parent / f"{name}_{number}").exists() for path in (*paths, *copied)):
+        places, number = sorted({path.parent for path in (*paths, *copied)}), 1
+        while any((place / f"{name}_{number}").exists() for place in places):
             number += 1
-        folders = sorted({path.parent / f"{name}_{number}" for path in (*paths, *copied)})
+        folders = [place / f"{name}_{number}" for place in places]
         for folder in folders:
             folder.mkdir()
         for path in copied:

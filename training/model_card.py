@@ -14,7 +14,7 @@ from typing import Any
 
 from dataloaders.transforms import SAMPLE_RATE, audio_channels, size_pair
 from models import DepthModel
-from training.checkpoint import best_value
+from training.checkpoint import own_value
 from training.files import write_whole, writing
 
 SUFFIX = ".md"
@@ -133,11 +133,9 @@ def data_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> list[
 
 def figure_lines(model: DepthModel, checkpoint: Mapping[str, Any] | None) -> list[str]:
     """Say how good the epoch was by which the run compared its epochs, where it is the one in the file."""
-    if checkpoint is None or checkpoint.get("best", {}).get("epoch") != checkpoint["epoch"]:
+    if checkpoint is None or (value := own_value(checkpoint)) is None:
         return []
-    value, criterion = best_value(checkpoint), criterion_of(model, checkpoint)
-    if value is None:
-        return []
+    criterion = criterion_of(model, checkpoint)
     unit = " m" if model.output == "metres" else ""
     if criterion == "val_distance":
         figure = f"distance from the teachers' answers {value:.4f}{unit}"

@@ -411,15 +411,14 @@ def changes(args: argparse.Namespace, fabric: Fabric, start: Start) -> list[str]
     if start.checkpoint is None or start.weights_only:
         return []
     before = {**start.checkpoint["args"], **{key: start.checkpoint.get(key) for key in machine(args, fabric)}}
-    unasked = {key for key in plain_arguments(args) if key not in before}  # flags that there were not yet
     now = {**plain_arguments(args), **machine(args, fabric)}
     for settings in (before, now):  # where the cache lies changes nothing; whether there is one rounds spectrograms
         for folder in ("cache_dir", "cache_teacher", "pairs_dir"):
             settings[folder] = "given" if settings.get(folder) else None
     differing = [
-        f"{key} {before.get(key)} -> {now[key]}"
-        for key in sorted(now)
-        if key not in HARMLESS | unasked and before.get(key) != now[key]
+        f"{key} {before[key]} -> {now[key]}"
+        for key in sorted(now.keys() & before.keys())  # an older version did not have all flags
+        if key not in HARMLESS and before[key] != now[key]
     ]
     return [f"warning: resumed with other settings: {', '.join(differing)}"] if differing else []
 
