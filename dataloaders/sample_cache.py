@@ -137,6 +137,7 @@ class SampleCache:
 
     def __init__(self, root: Path, dataset: DepthDataset, num_workers: int = 0) -> None:
         self._found: dict[str, tuple[Path, int]] = {}  # folder, and place of its form among those of the modality
+        self._shapes = {modality: shape_of(dataset, modality) for modality in dataset.modalities}
         self._opened: dict[str, Tensor] = {}
         for modality in dataset.modalities:
             key = key_of(dataset, modality)
@@ -152,30 +153,37 @@ class SampleCache:
         """Return one row of a modality: float32, as ``DepthDataset.prepare`` gives it, up to the form's rounding."""
         folder, form = self._found[modality]
         if modality not in self._opened:
-            rows = open_whole(folder)
+            rows = self._open(modality, folder, form)
             if rows is None:
                 raise DataError(f"{folder} has disappeared or is no longer whole; start again")
-            self._opened[modality] = _read_only(rows)
+            self._opened[modality] = rows
         return FORMS[modality][form].decode(self._opened[modality][index])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped files out: a process that is sent the cache opens its own."""
-        return {"_found": self._found, "_opened": {}}
+        return self.__dict__ | {"_opened": {}}
 
     def _find(self, modality: str, folders: Sequence[Path]) -> bool:
         for form, folder in enumerate(folders):
-            rows = open_whole(folder)
+            rows = self._open(modality, folder, form)
             if rows is not None:
-                self._found[modality], self._opened[modality] = (folder, form), _read_only(rows)
+                self._found[modality], self._opened[modality] = (folder, form), rows
                 return True
         return False
 
+    def _open(self, modality: str, folder: Path, form: int) -> Tensor | None:
+        rows = open_whole(folder, self._shapes[modality], FORMS[modality][form].dtype)
+        if rows is None:
+            return None
+        with warnings.catch_warnings():  # PyTorch would warn that they cannot be written to, and nobody does
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(rows)
 
-def _read_only(rows: np.ndarray) -> Tensor:
-    """Return mapped rows as a tensor; PyTorch would warn that they cannot be written to, and nobody does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(rows)
+
+def shape_of(dataset: DepthDataset, modality: str) -> tuple[int, ...]:
+    """Return [N, C, H, W] of what is kept of a modality."""
+    channels = CHANNELS.get(modality) or audio_channels(dataset.preprocessing["audio_format"])
+    return len(dataset), channels, *size_pair(dataset.image_size)
 
 
 # ----------------------------------------------------------------------------------------------------------------- key
@@ -218,8 +226,8 @@ def digests(dataset: DepthDataset, modality: str) -> tuple[str, str]:
     looks: dict[str, str] = {}  # many rows may stand in one file
     for row in dataset.rows:
         paths = row.files.get(modality, ())
-        inside = [path.removeprefix(dataset.dataset_dir) for path in (row.source, *paths)]
-        rows.update(f"{row.number}\0{chr(0).join(inside)}\n".encode())
+        inside = [path.removeprefix(dataset.dataset_dir).lstrip("/") for path in (row.source, *paths)]
+        rows.update(os.fsencode(f"{row.number}\0{chr(0).join(inside)}\n"))
         for path in paths:
             if path not in looks:
                 try:
@@ -301,11 +309,8 @@ def _build(
 ) -> None:
     """Prepare what is missing, in the first form that holds all rows, or go on with that which was begun last."""
     begun = max((form for form, folder in enumerate(folders) if folder.is_dir()), default=0)
-    heard = dataset.preprocessing["audio_format"]
-    channels = audio_channels(heard) if modality == "audio" else CHANNELS[modality]
-    shape = (len(dataset), channels, *size_pair(dataset.image_size))
     for form in range(begun, len(folders)):
-        kept = MappedRows(folders[form], key, shape, FORMS[modality][form].dtype, flag=FLAG)
+        kept = MappedRows(folders[form], key, shape_of(dataset, modality), FORMS[modality][form].dtype, flag=FLAG)
         if _fill(kept, dataset, modality, form, num_workers):
             return
         given_up = folders[form].with_name(f".{folders[form].name}")

@@ -142,7 +142,7 @@ def test_a_cache_may_be_larger_than_the_memory(tmp_path):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     MappedRows(tmp_path / "small", {"of": "what"}, (2, 4), np.uint8, flag="--cache_dir").mark(np.array([0, 1]))
     np.lib.format.open_memmap(tmp_path / "small/rows.npy", mode="w+", dtype=np.uint8, shape=(2, memory)).flush()
-    rows = open_whole(tmp_path / "small")
+    rows = open_whole(tmp_path / "small", (2, memory), np.uint8)
     assert rows.shape == (2, memory) and rows[1, memory - 1] == 0 and not rows.flags.writeable
 
 
@@ -385,6 +385,39 @@ def test_a_damaged_cache_is_named(v2, tmp_path, name):
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(DataError, match=r"damaged .*delete the folder"):
         opened(v2, tmp_path, modalities={"rgb"})
+
+
+@pytest.mark.parametrize("rows", [np.zeros((3, 3, 16, 16), np.uint8), np.zeros((5, 3, 16, 16))])
+def test_a_cache_that_holds_other_rows_is_named(v2, tmp_path, rows):
+    opened(v2, tmp_path, modalities={"rgb"})
+    (path,) = tmp_path.glob("*/rows.npy")
+    np.save(path, rows)
+    with pytest.raises(DataError, match=r"damaged \(rows.npy holds .*, not uint8 \[\d+, 3, 16, 16\]"):
+        opened(v2, tmp_path, modalities={"rgb"})
+
+
+def test_half_a_cache_whose_rows_were_cut_off_is_named(own_v2, tmp_path):
+    """A copy that was broken off: opened to be written, NumPy would fill it up with zeros."""
+    opened(own_v2, tmp_path / "cache", modalities={"depth"})
+    (path,) = (tmp_path / "cache").glob("*/rows.npy")
+    done = np.load(path.with_name("done.npy"))
+    done[0] = 0
+    np.save(path.with_name("done.npy"), done)
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    with pytest.raises(DataError, match=r"damaged .*delete the folder"):
+        opened(own_v2, tmp_path / "cache", modalities={"depth"})
+    assert path.stat().st_size == size // 2
+
+
+def test_a_folder_has_one_cache_however_it_is_named(own_v2, tmp_path, prepared, monkeypatch):
+    opened(own_v2, tmp_path / "cache", modalities={"rgb"})
+    count = len(prepared)
+    assert count
+    monkeypatch.chdir(own_v2)
+    for name in (".", f"../{own_v2.name}/", "./Attic/.."):
+        opened(name, tmp_path / "cache", modalities={"rgb"})
+    assert len(prepared) == count and len(folders(tmp_path / "cache")) == 1
 
 
 def test_a_folder_that_cannot_be_written(v2, tmp_path):

@@ -1,6 +1,7 @@
 """A teacher's answers on the disk: asked once, whole under a kill, and never those of something else."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -377,3 +378,13 @@ def test_a_teacher_that_hears_hears_what_it_learnt_to_hear(tmp_path, rooms, run_
     assert run_cli(train_baseline.main, *fusion, *data, *there, "--overwrite")[0] == 0
     code, _, errors = run_cli(train_distillation.main, *cached, *fresh, "--dataset", "batvisionv2", "--dataset_dir", v2)
     assert code == 2 and "another axis of time" in errors and not (tmp_path / "fresh").exists()
+
+
+def test_answers_that_were_cut_off_are_named_and_not_filled_up(tmp_path):
+    teacher, cache = Teacher(), TeacherCache(tmp_path / "c", KEY, 5, 4)
+    cache.answer(*teacher.of([0, 1, 2, 3, 4]))
+    path = tmp_path / "c/disparity.npy"
+    os.truncate(path, 200)
+    with pytest.raises(DataError, match="damaged"):
+        TeacherCache(tmp_path / "c", KEY, 5, 4)
+    assert path.stat().st_size == 200

@@ -57,13 +57,10 @@ class MappedRows:
         if creates:
             self._lay_out(dict(key), shape, dtype, name)
         try:
-            self.values = np.lib.format.open_memmap(folder / name, mode="r+")
-            self.done = np.lib.format.open_memmap(folder / DONE, mode="r+")
+            self.values = _map(folder / name, shape, dtype, writes=True)
+            self.done = _map(folder / DONE, shape[:1], np.uint8, writes=True)
         except (OSError, ValueError) as error:
             raise damaged(folder, error) from error
-        layout = [(self.values, shape, dtype), (self.done, shape[:1], np.uint8)]
-        if any(array.shape != expected or array.dtype != type_ for array, expected, type_ in layout):
-            raise DataError(f"{folder}: {name} and {DONE} are not what {KEY} says; delete the folder")
 
     def keep(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Write some rows, and then that they are done."""
@@ -120,8 +117,10 @@ class MappedRows:
             )
 
 
-def open_whole(folder: Path, name: str = "rows.npy") -> np.ndarray | None:
-    """Open the rows of a folder to be read, if all are there and done: [N, ...]; None if not.
+def open_whole(
+    folder: Path, shape: tuple[int, ...], dtype: type[np.generic], name: str = "rows.npy"
+) -> np.ndarray | None:
+    """Open the rows of a folder to be read, if all are there and done: an array of that shape and type; None if not.
 
     Nothing is written, and the array cannot be: a private mapping that could would be held against the memory of the
     machine, which may be smaller than the file.
@@ -132,10 +131,23 @@ def open_whole(folder: Path, name: str = "rows.npy") -> np.ndarray | None:
     if not (folder / DONE).is_file():
         return None
     try:
-        done = np.load(folder / DONE)
-        return np.lib.format.open_memmap(folder / name, mode="r") if done.all() else None
-    except (OSError, ValueError, EOFError) as error:
+        done = _map(folder / DONE, shape[:1], np.uint8)
+        return _map(folder / name, shape, dtype) if done.all() else None
+    except (OSError, ValueError) as error:
         raise damaged(folder, error) from error
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: type[np.generic], *, writes: bool = False) -> np.memmap:
+    """Map a file's array into memory.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it holds no array, or another one, or is shorter than that.
+    """
+    array = np.lib.format.open_memmap(path, mode="r")  # opened to be written, a short file is filled up with zeros
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{path.name} holds {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}")
+    return np.lib.format.open_memmap(path, mode="r+") if writes else array
 
 
 def read_key(folder: Path) -> dict[str, Any]:
