@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from dataloaders.audio_frontend import AudioFrontEnd
 from dataloaders.bare import read_bare
-from dataloaders.base import MODALITIES, SPLITS, DepthDataset
+from dataloaders.base import MODALITIES, SPLITS, DepthDataset, location_names
 from dataloaders.batvision import BatVisionV1, BatVisionV2, refuse_location
 from dataloaders.crops import CropRule
 from dataloaders.images import Images
@@ -188,5 +188,11 @@ def create_training_split(
     if pairs_dir is None:
         return train
     require_data(pairs_dir, PAIRS_FLAG)
-    others = {**dataset, "dataset_dir": pairs_dir, "holdout_location": None, "label_fraction": 0.0}
-    return WithMorePairs(train, create_dataset(**others, split="train", modalities=modalities))
+    # Without depth, neither its files nor its columns are looked for.
+    others = {**dataset, "dataset_dir": pairs_dir, "holdout_location": None, "label_fraction": 0.0, "split": "train"}
+    more = create_dataset(**others, modalities=set(modalities) - {"depth"})
+    held = location_names(dataset.get("holdout_location") or "") & set(more.known_locations())
+    if held:  # a place that is held out is not learnt from these pairs either
+        others["holdout_location"] = ",".join(sorted(held))
+        more = create_dataset(**others, modalities=set(modalities) - {"depth"})
+    return WithMorePairs(train, more)

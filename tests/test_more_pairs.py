@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from make_data import drop_column, write_batvision_v2
 
 import train_distillation
 import train_rgb_depth
-from dataloaders import WithMorePairs, create_dataset, create_training_data
+from dataloaders import WithMorePairs, create_dataset, create_training_data, create_training_split
 from errors import DataError, OptionError
 from training.checkpoint import load_checkpoint
 
@@ -27,14 +28,15 @@ def split(folder, **options):
 
 
 def test_the_pairs_of_the_second_follow_those_of_the_first_and_have_lost_their_depth(rooms, other_rooms):
-    first, more = split(rooms, label_fraction=0.5), split(other_rooms, label_fraction=0.0)
+    first, more = split(rooms, label_fraction=0.5), split(other_rooms, modalities={"audio", "rgb"})
     both = WithMorePairs(first, more)
     assert len(both) == 17 and both.ids == first.ids + more.ids
     assert both.labelled.sum() == 6 and not both.labelled[12:].any()
     for index, part, inner in ((2, first, 2), (12, more, 0), (-1, more, 4)):
         sample, expected = both[(4, index)], part[(4, inner)]
         assert sample["index"] == index % 17
-        assert all(torch.equal(sample[key], expected[key]) for key in ("audio", "rgb", "depth"))
+        assert all(torch.equal(sample[key], expected[key]) for key in ("audio", "rgb"))
+        assert torch.equal(sample["depth"], expected["depth"] if part is first else torch.zeros(1, 32, 32))
     assert both[14]["depth"].abs().sum() == 0 < split(other_rooms)[2]["depth"].abs().sum()
     with pytest.raises(IndexError):
         both[17]
@@ -94,3 +96,38 @@ def test_a_student_is_taught_on_them_and_their_depth_changes_nothing(rooms, othe
     _, again = train("again", "--pairs_dir", other_rooms)
     first, second = (state["model_state_dict"] for state in (with_pairs, again))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def batvision(root, locations):
+    return write_batvision_v2(root, locations=locations, rows={"train": 3, "val": 2, "test": 2})
+
+
+def test_of_these_pairs_no_depth_is_looked_for(tmp_path):
+    """Neither columns nor files: nobody has measured it."""
+    root, more = (batvision(tmp_path / name, ("Attic",)) for name in ("data", "more"))
+    (more / "Attic/depth/depth_1.npy").unlink()
+    (more / "Attic/depth/depth_2.npy").write_bytes(b"")
+    options = {"name": "batvisionv2", "dataset_dir": root, "image_size": 16, "cache_dir": tmp_path / "cache"}
+    for columns in ((), ("depth path", "depth file name")):
+        for column in columns:
+            drop_column(more / "Attic/train.csv", column)
+        splits, loaders = create_training_data(
+            {"audio", "rgb", "depth"}, options, more, batch_size=6, num_workers=0, only_labelled=False
+        )
+        (batch,) = loaders["train"]
+        order = batch["index"].argsort()
+        assert batch["depth"][order].flatten(1).any(dim=1).tolist() == [True] * 3 + [False] * 3
+        assert "depth" not in splits["train"].parts[1].modalities
+
+
+def test_a_place_that_is_held_out_is_not_learnt_from_them_either(tmp_path):
+    root = batvision(tmp_path / "data", ("Attic", "Hall"))
+    more = batvision(tmp_path / "more", ("Cellar", "Hall"))
+    options = {"name": "batvisionv2", "dataset_dir": root, "image_size": 16}
+    for held, expected in ((None, "Attic Hall Cellar Hall"), ("Attic", "Hall Cellar Hall"), ("Hall", "Attic Cellar")):
+        split = create_training_split({"audio", "rgb"}, {**options, "holdout_location": held}, more)
+        places = list(dict.fromkeys((number, part.locations[row]) for number, part in enumerate(split.parts)
+                                    for row in range(len(part))))  # fmt: skip
+        assert [place for _, place in places] == expected.split()
+    with pytest.raises(DataError, match="b: with Hall held out, the train split is empty"):
+        create_training_split({"audio"}, {**options, "holdout_location": "Hall"}, batvision(tmp_path / "b", ("Hall",)))
