@@ -241,24 +241,19 @@ def open_splits(name: str, args: argparse.Namespace, tell: Any) -> dict[str, Dep
 
 def shared_files(datasets: dict[str, DepthDataset]) -> list[Problem]:
     """Return a problem for each row that names a file of another split: on it, a score is none."""
-    owners: dict[str, tuple[str, str]] = {}
+    owners: dict[tuple[str, int], tuple[str, str]] = {}
     problems = []
     for split, dataset in datasets.items():
         for index, row in enumerate(dataset.rows):
-            paths = [path for path in files_of(row) if path != row.source]  # frames of one MATLAB file are not shared
-            other = next(((path, owners[path]) for path in paths if path in owners and owners[path][0] != split), None)
+            places = row.places()
+            other = next((place for place in places if place in owners and owners[place][0] != split), None)
             if other is not None:
-                path, (owner, where) = other
+                path, (owner, where) = other[0], owners[other]
                 error = DataError(f"is also of the {owner} split ({where}); drop one of the rows, or scores mean less")
                 problems.append(Problem.of(error, "shared file", dataset.dataset_dir, path, row.number, row.source))
-            for path in paths:
-                owners.setdefault(path, (split, dataset.row_name(index)))
+            for place in places:
+                owners.setdefault(place, (split, dataset.row_name(index)))
     return problems
-
-
-def files_of(row: Any) -> Iterator[str]:
-    """Return all files that a row names."""
-    return (path for paths in row.files.values() for path in paths)
 
 
 def sentences(report: dict[str, Any]) -> Iterator[str]:

@@ -41,7 +41,8 @@ SCRIPTS_WITHOUT_RGB = "train_binaural_attention.py, train_baseline.py"
 class Row:
     """One instance: its name, where the data set names it, and its files by modality.
 
-    (): no such file is named; a modality that is absent: what is named was noted as a problem.
+    (): no such file is named; a modality that is absent: what is named was noted as a problem. A ``source`` that is
+    among the files holds many instances, of which this is the ``number``-th.
     """
 
     id: str
@@ -52,6 +53,11 @@ class Row:
 
     def has(self, modality: str) -> bool:
         return bool(self.files.get(modality))
+
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """Return where all that it names lies: each file, and which instance in it."""
+        paths = [path for paths in self.files.values() for path in paths]
+        return tuple((path, self.number if path == self.source else 0) for path in paths)
 
 
 class DepthDataset(Dataset):
@@ -124,7 +130,7 @@ class DepthDataset(Dataset):
         cache_dir: str | Path | None = None,
         problems: list[Problem] | None = None,
     ) -> None:
-        self.dataset_dir = str(dataset_dir if dataset_dir is not None else self.default_dir)
+        self.dataset_dir = str(Path(dataset_dir if dataset_dir is not None else self.default_dir))
         self.split = split
         self.image_size = image_size
         self.max_depth = float(self.default_max_depth if max_depth is None else max_depth)
@@ -458,7 +464,7 @@ class DepthDataset(Dataset):
         first: dict[Any, int] = {}
         repeated = []
         for index, row in enumerate(self.rows):
-            earlier = first.setdefault((row.id, *row.files.values()), index)
+            earlier = first.setdefault(row.places() or row.id, index)
             if earlier != index:
                 repeated.append(index)
                 if self._problems is not None:
@@ -495,6 +501,11 @@ def as_float32(values: np.ndarray) -> np.ndarray:
     """Return numbers of any type as float32; what that cannot hold is infinite, and judged as such."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that can be kept and drawn: what is no UTF-8 in it is spelled out."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def location_names(holdout: str) -> set[str]:

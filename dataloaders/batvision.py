@@ -6,6 +6,7 @@ Units, columns and preprocessing are those of the official repository, AmandineB
 
 from __future__ import annotations
 
+import itertools
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -24,12 +25,14 @@ from dataloaders.base import (
     as_float32,
     depth_from_millimetres,
 )
-from dataloaders.readers import Table, read_npy, read_wav, safe_path, wav_rate
+from dataloaders.readers import Table, is_hidden, read_npy, read_wav, safe_path, wav_rate
 from dataloaders.transforms import cut_samples
 from errors import DataError
 
-# A map in millimetres reaches metres, that is thousands; one whose largest value is below this was stored in metres.
+# A map in millimetres reaches metres, that is thousands; one of which most is below this was stored in metres. Of a map
+# that is one hole, but for some noise, nothing is said.
 LARGEST_METRES = 100
+LEAST_MEASURED = 0.01  # of the pixels
 
 
 class BatVision(DepthDataset):
@@ -48,9 +51,13 @@ class BatVision(DepthDataset):
         """
         path = row.files["depth"][0]
         values = read_npy(path, dimensions=2)
-        measured = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        if 0 < measured.max(initial=0) < LARGEST_METRES:
-            raise DataError(f"{path} reaches {measured.max():g}: that is metres; BatVision stores millimetres")
+        measured = np.count_nonzero(values > 0)
+        small = measured - np.count_nonzero(values >= LARGEST_METRES)
+        if small > max(measured / 2, LEAST_MEASURED * values.size):
+            raise DataError(
+                f"{path} has {small} of its {measured} measured pixels below {LARGEST_METRES}: that is metres; "
+                "BatVision stores millimetres"
+            )
         return values, depth_from_millimetres
 
     def why_not(self, modality: str) -> str:
@@ -75,8 +82,9 @@ class BatVisionV2(BatVision):
     default_max_depth = 30.0
 
     def known_locations(self) -> list[str]:
-        """Sorted names of the folders that hold a CSV of any split."""
-        folders = (entry for entry in Path(self.dataset_dir).iterdir() if entry.is_dir())
+        """Sorted names of the folders that hold a CSV of any split, but for hidden ones."""
+        entries = (entry for entry in Path(self.dataset_dir).iterdir() if not is_hidden(Path(entry.name)))
+        folders = (entry for entry in entries if entry.is_dir())
         return sorted(folder.name for folder in folders if any((folder / f"{split}.csv").is_file() for split in SPLITS))
 
     def audio_samples(self) -> int | None:
@@ -96,7 +104,8 @@ class BatVisionV2(BatVision):
         return any("audio file name" in head.lower().replace("_", " ") for head in heads)
 
     def find_rows(self) -> list[Row]:
-        tables = [Path(self.dataset_dir, location, f"{self.split}.csv") for location in self.known_locations()]
+        self._locations = frozenset(self.known_locations())
+        tables = [Path(self.dataset_dir, location, f"{self.split}.csv") for location in sorted(self._locations)]
         tables = [path for path in tables if path.is_file()]
         if not tables:
             refuse_location(Path(self.dataset_dir))
@@ -118,15 +127,25 @@ class BatVisionV2(BatVision):
                 columns[modality] = None
                 if folder_column is not None and name_column is not None:
                     columns[modality] = (folder_column, name_column)
-        rows = []
+        rows, location = [], path.parent.name
         for position, (number, _) in enumerate(table.rows):
             files: dict[str, tuple[str, ...]] = {}
             for modality, places in columns.items():
                 with self.noting("table", table.path, number):
                     files[modality] = self._file(table, position, *places) if places else ()
-            location = path.parent.name
+            self._refuse_stray(location, files, table.row_name(position))
             rows.append(Row(f"{location}/{_instance(files, number)}", table.path, number, location, files))
         return rows
+
+    def _refuse_stray(self, location: str, files: dict[str, tuple[str, ...]], where: str) -> None:
+        """Refuse a copy of another location's table: its rows would count twice, and be no part of what is held out."""
+        for path in itertools.chain.from_iterable(files.values()):
+            named = path.removeprefix(f"{self.dataset_dir}/").split("/", 1)[0]
+            if named != location and named in self._locations:
+                raise DataError(
+                    f"{where}, in the folder {location}, names files of {named}; move the folder away, or write the "
+                    "paths of its own files"
+                )
 
     def _file(self, table: Table, position: int, folder_column: int, name_column: int) -> tuple[str, ...]:
         """The file that a row names in two columns; none where it names none."""

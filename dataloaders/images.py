@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataloaders.base import SPLITS, DepthDataset, Row
+from dataloaders.base import SPLITS, DepthDataset, Row, printable
 from dataloaders.readers import is_hidden, looking_into, natural_order, read_image
 from errors import DataError
 
@@ -49,7 +49,7 @@ class Images(DepthDataset):
             folder = root
         names = natural_order(path.relative_to(root).as_posix() for path in pictures_in(folder))
         return [
-            Row(name, str(folder), number, files={"rgb": (f"{self.dataset_dir}/{name}",)})
+            Row(printable(name), str(folder), number, files={"rgb": (f"{self.dataset_dir}/{name}",)})
             for number, name in enumerate(names, 1)
         ]
 

@@ -99,7 +99,10 @@ def read_splits(path: Path, name: str) -> list[int]:
         variables = _hdf5_variables(path) if is_hdf5 else _matlab5_variables(path.read_bytes())
         if name not in variables:
             raise DataError(f"{path} has no '{name}'; found: {', '.join(variables) or 'nothing'}")
-        return [int(number) for number in variables[name].ravel()]
+        numbers = variables[name].ravel()
+        if not np.array_equal(numbers, np.floor(numbers)):
+            raise DataError(f"{path}: '{name}' holds numbers of frames that are not whole")
+        return [int(number) for number in numbers]
 
 
 def _hdf5_variables(path: Path) -> dict[str, np.ndarray]:

@@ -19,7 +19,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dataloaders.base import DepthDataset, Row, ToMetres, depth_from_metres, depth_from_millimetres, log
+from dataloaders.base import (
+    DepthDataset,
+    Row,
+    ToMetres,
+    depth_from_metres,
+    depth_from_millimetres,
+    log,
+    printable,
+)
 from dataloaders.matlab import LabelledFile, read_splits
 from dataloaders.readers import LETTERS, is_hidden, natural_order, read_image, refuse_other_separator, safe_path
 from errors import DataError
@@ -267,18 +275,25 @@ def _csv_folder(root: Path, name: str) -> Path | None:
 def _list_file(root: Path, part: str) -> Path | None:
     for folder in (root, root / "train_test_inputs"):
         paths = folder.glob(f"*{part}*.txt") if folder.is_dir() else ()
-        found = sorted(path for path in paths if path.is_file() and not is_hidden(path))
+        found = sorted(path for path in paths if path.is_file() and not is_hidden(path) and _lists_pictures(path))
         named = [path for path in found if "nyu" in path.name.lower()] or found
         if named:
             return named[0]
     return None
 
 
+def _lists_pictures(path: Path) -> bool:
+    """Return whether a text begins with a line that names a picture and a depth map."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        cells = next((line.split() for line in file if line.strip()), [])
+    return len(cells) > 1 and Path(cells[0]).suffix.lower() in PICTURE_SUFFIXES
+
+
 def _row(source: str, number: int, files: dict[str, tuple[str, ...]], roots: Sequence[str] | None = None) -> Row:
     """A row named after its picture, with the picture's scene; no ``roots``: there are no scenes."""
     first = next(paths[0] for paths in files.values() if paths)
     name = "/".join(Path(first).with_suffix("").parts[-2:])
-    return Row(name, source, number, None if roots is None else _scene(first, roots), files)
+    return Row(printable(name), source, number, None if roots is None else _scene(first, roots), files)
 
 
 def _read_lines(path: Path, split: Any) -> list[tuple[int, Sequence[str]]]:

@@ -91,7 +91,7 @@ def read_wav(path: Source, *, resample_to_44100: bool = False) -> Tensor:
             at a rate from which nothing can be.
     """
     with parsing(path, "audio"):
-        _refuse_truncated_riff(path)
+        _refuse_truncated(path)
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [N, channels]
     if samples.shape[1] != 2:
         raise DataError(f"{path} has {samples.shape[1]} channel(s); a binaural recording has 2 (left, right)")
@@ -119,19 +119,31 @@ def wav_rate(path: str | Path) -> int:
         return soundfile.info(path).samplerate
 
 
-def _refuse_truncated_riff(path: Source) -> None:
-    """Refuse what libsndfile reads without a word: a WAV file shorter than its header says."""
+def _refuse_truncated(path: Source) -> None:
+    """Refuse what libsndfile reads without a word: a file shorter than its header says."""
     with nullcontext(path) if isinstance(path, HeldFile) else Path(path).open("rb") as file:
         file.seek(0)
-        header = file.read(8)
+        header = file.read(28)
         length = file.seek(0, io.SEEK_END)
         file.seek(0)
-    if len(header) < 8 or header[:4] != b"RIFF":
-        return
-    announced = 8 + struct.unpack("<I", header[4:])[0]
-    # A stream of unknown length announces 2^32 - 1; a missing pad byte is no loss.
-    if announced < 2**32 and announced > length + 1:
+    announced = _announced_bytes(header.ljust(28, b"\0"))
+    streamed = announced >= 2**31 - 1 and length < 2**31  # whose length nobody knew: one of the largest numbers
+    if announced > length + 1 and not streamed:  # a missing pad byte is no loss
         raise OSError(f"truncated: {length} of {announced} bytes")
+
+
+def _announced_bytes(header: bytes) -> int:
+    """Return how long a file of sound is by its first 28 bytes; 0 where they do not say."""
+    layouts = {b"RIFF": ("<I", 4), b"RIFX": (">I", 4), b"FORM": (">I", 4), b"RF64": ("<Q", 20), b"riff": ("<Q", 16)}
+    kind = header[:4]
+    if kind == b".snd":  # AU: where the sound begins, and how long it is
+        begins, rest = struct.unpack_from(">II", header, 4)
+    elif kind in layouts:
+        (rest,) = struct.unpack_from(layouts[kind][0], header, layouts[kind][1])
+        begins = 0 if kind == b"riff" else 8  # W64 counts its own head
+    else:
+        return 0
+    return begins + rest
 
 
 def read_npy(path: str | Path, *, dimensions: int) -> np.ndarray:
@@ -180,7 +192,7 @@ class Table:
         self.path = str(path)
         try:
             with Path(path).open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file)
+                reader = csv.reader(file, skipinitialspace=True)
                 self.header = [name.strip() for name in next(reader, [])]
                 self.rows = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
         except FileNotFoundError:
@@ -235,7 +247,7 @@ def refuse_other_separator(path: str | Path, line: str) -> None:
 
 
 def safe_path(cell: str, where: str) -> str:
-    """Return a path from a data file as it stands, refusing one that leaves the data set's folder.
+    """Return a path from a data file, refusing one that leaves the data set's folder; Windows' separators become ``/``.
 
     Raises:
         DataError: the path is absolute or climbs with ``..``.
@@ -243,7 +255,7 @@ def safe_path(cell: str, where: str) -> str:
     absolute = cell.startswith(("/", "\\")) or cell[1:2] == ":"
     if absolute or (".." in cell and ".." in re.split(r"[/\\]", cell)):
         raise DataError(f"{where}: the path '{cell}' leaves the data set; write it relative to the data set's folder")
-    return cell
+    return cell.replace("\\", "/")
 
 
 class Listing:

@@ -20,7 +20,7 @@ from bad_files import (
     WAVS,
     sound,
 )
-from make_data import read_csv, write_batvision_v2, write_csv
+from make_data import read_csv, write_batvision_v1, write_batvision_v2, write_csv
 
 import app
 import check_dataset
@@ -32,6 +32,7 @@ import train_binaural_attention
 import train_distillation
 import train_rgb_depth
 from dataloaders import create_dataset
+from errors import DataError
 from models import create_model
 from training.checkpoint import save_checkpoint
 from training.version import VERSION
@@ -218,6 +219,30 @@ def test_a_repeated_row_is_named(data, run_cli):
     assert problems(run_cli, data) == [
         "Hall/train.csv (row 4): names the files of Hall/train.csv, row 2 again; drop one of the two"
     ]
+
+
+def test_a_copy_of_a_locations_table_is_named_and_a_hidden_one_is_no_location(data, run_cli):
+    """Its rows would count twice, and be learnt where that location is held out."""
+    for name in (".ipynb_checkpoints", "Hall_old"):
+        (data / name).mkdir()
+        shutil.copy(data / "Hall/train.csv", data / name)
+    assert "Hall_old" in create_dataset("batvisionv2", data, "test", 16).known_locations()
+    with pytest.raises(
+        DataError, match=r"Hall_old/train.csv, row 2, in the folder Hall_old, names files of Hall; move"
+    ):
+        create_dataset("batvisionv2", data, "train", 16)
+    (line,) = problems(run_cli, data)
+    assert "Hall_old" in line and "names files of Hall" in line
+    shutil.rmtree(data / "Hall_old")
+    assert problems(run_cli, data, code=0) == []
+
+
+def test_a_repeated_row_is_said_to_a_training(tmp_path, caplog):
+    root = write_batvision_v1(tmp_path)
+    table = read_csv(root / "train.csv")
+    write_csv(root / "train.csv", [*table, table[1]])
+    create_dataset("batvisionv1", root, "train", 16)
+    assert "name the files of an earlier row" in caplog.text
 
 
 def test_a_pair_of_two_splits_is_named(data, run_cli):

@@ -27,7 +27,9 @@ from make_data import (
 
 import check_dataset
 from dataloaders import DATASETS, create_dataset, find_dataset
+from dataloaders.sample_cache import SampleCache
 from errors import DataError
+from training.visualization import save_grid
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HERE = ("--num_workers", 0)
@@ -271,3 +273,34 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, run_cli):
     assert (code, out) == (2, "") and "is a folder; name a file" in errors
     code, out, _ = run_cli(check_dataset.main, root, *HERE, "--dataset", "images", "--split", "train", "test")
     assert code == 0 and out.endswith("no problem\n"), "a folder without splits is each of them"
+
+
+def test_frames_of_one_matlab_file_are_held_against_each_other(tmp_path, run_cli):
+    import scipy.io
+
+    root = write_nyu_c(tmp_path / "data")
+    numbers = {"trainNdxs": np.arange(1, 12), "testNdxs": np.arange(9, 13)}
+    assert run_cli(check_dataset.main, root, *HERE)[0] == 0
+    scipy.io.savemat(root / "splits.mat", {name: values[:, None].astype(float) for name, values in numbers.items()})
+    code, out, _ = run_cli(check_dataset.main, root, *HERE)
+    assert code == 1
+    assert out.count("is also of the ") == 3, "9, 10 and 11"
+
+
+def test_a_text_beside_pictures_is_no_list(tmp_path, run_cli):
+    root = write_images(tmp_path / "images")
+    (root / "latest_notes.txt").write_text("taken on a Monday\n")
+    code, out, _ = run_cli(check_dataset.main, root, *HERE)
+    assert code == 0 and "5 pairs" in out
+
+
+def test_names_that_are_no_utf8_are_read_and_written(tmp_path, run_cli):
+    """What a zip file of another language unpacks to."""
+    root = write_images(tmp_path / "images", count=2)
+    (root / "1.jpg").rename(root / os.fsdecode(b"caf\xe9.jpg"))
+    dataset = create_dataset("images", root, "train", 28, cache_dir=tmp_path / "cache")
+    SampleCache(tmp_path / "cache", dataset)
+    assert dataset[1]["rgb"].any()
+    assert sorted(dataset.ids) == ["0.jpg", "caf\\udce9.jpg"]
+    save_grid(tmp_path / "grid.png", [("picture", "rgb", [dataset[1]["rgb"]])], [dataset.ids[1]])
+    assert run_cli(check_dataset.main, root, *HERE)[0] == 0

@@ -19,10 +19,11 @@ from make_data import (
     write_images,
     write_nyu_a,
     write_nyu_b,
+    write_nyu_c,
     write_nyu_d,
 )
 
-from dataloaders import create_dataset
+from dataloaders import create_dataset, read_wav
 from errors import DataError
 
 
@@ -314,3 +315,50 @@ def test_nyu_paths_must_stay_inside(tmp_path):
 def test_nyu_folder_without_a_known_layout(tmp_path):
     (tmp_path / "somewhere").mkdir()
     assert "holds no known layout" in message("nyu", tmp_path)
+
+
+@pytest.mark.parametrize("form", ["AIFF", "AU", "RF64", "W64", "WAV"])
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+def test_sound_that_was_cut_off_is_refused_in_every_container_that_says_its_length(tmp_path, form, endian):
+    if not soundfile.check_format(form, "PCM_16", endian):
+        pytest.skip(f"libsndfile writes no {form} of this order")
+    path = tmp_path / "sound"
+    with soundfile.SoundFile(path, "w", 44_100, 2, "PCM_16", endian, form) as file:
+        file.write(np.random.default_rng(0).uniform(-0.5, 0.5, (9000, 2)))
+    if path.read_bytes()[:4] in (b"dns.",):
+        pytest.skip("an AU file of the order that nobody writes")
+    assert read_wav(path).shape == (2, 9000)
+    truncate(path)
+    with pytest.raises(DataError, match="truncated"):
+        read_wav(path)
+
+
+def test_a_stream_of_unknown_length_is_read(tmp_path):
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (900, 2)), 44_100, "PCM_16")
+    content = bytearray(path.read_bytes())
+    for announced in (0x7FFFFFFF, 0xFFFFFFFF):
+        content[4:8] = content[40:44] = announced.to_bytes(4, "little")
+        path.write_bytes(content)
+        assert read_wav(path).shape == (2, 900)
+
+
+def test_metres_are_told_from_millimetres_by_most_pixels(v2):
+    """Neither by one that is far off, nor in a map that is one hole."""
+    path = v2 / "Attic/depth/depth_1.npy"
+    metres = np.random.default_rng(0).uniform(0.5, 12, (24, 40)).astype(np.float32)
+    metres[3, 4] = 655.35
+    np.save(path, metres)
+    assert "that is metres" in message("batvisionv2", v2, index=0, modalities={"depth"})
+    hole = np.zeros((24, 40), np.uint16)
+    hole[5, 5] = 80
+    np.save(path, hole)
+    assert create_dataset("batvisionv2", v2, "train", (24, 40), modalities={"depth"})[0]["depth"].count_nonzero() == 1
+
+
+def test_splits_of_matlab_name_whole_frames(tmp_path):
+    import scipy.io
+
+    root = write_nyu_c(tmp_path)
+    scipy.io.savemat(root / "splits.mat", {"trainNdxs": [[1.0], [2.5]], "testNdxs": [[3.0]]})
+    assert "'trainNdxs' holds numbers of frames that are not whole" in message("nyu", root)
