@@ -8,6 +8,7 @@ Anything else that is raised is a defect of this toolkit and keeps its traceback
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -119,6 +120,11 @@ def _outcome(main: Callable[[Sequence[str] | None], None], script: str) -> Any:
         main(None)
     except UserError as error:
         print(f"{script}: error: {from_worker(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"{script}: error: {error.filename}: the system takes no name as long as that", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

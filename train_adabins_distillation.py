@@ -88,13 +88,14 @@ def create_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--use_pretrained_rgb",
+        type=options.some_text,
         metavar="imagenet|FILE",
         help="what the teacher's encoder begins with: a ResNet-50 with ImageNet's weights, from the cache or a file, "
         "or a checkpoint of train_rgb_depth.py",
     )
     group.add_argument("--export_student", action="store_true", help="write the best student alone to student.pth")
     group = parser.add_argument_group("loss")
-    options.add_task_loss_option(group)
+    options.add_task_loss_option(group, None, " (default: l1)")
     group.add_argument("--lambda_task", type=options.non_negative_float, metavar="W", help="its weight (default: 1.0)")
     group.add_argument(
         "--lambda_response", type=options.non_negative_float, metavar="W", help="of the teacher's depth (default: 0.5)"
@@ -170,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "no training pair has depth, so that only a teacher that has learnt elsewhere can teach: --phase distill "
             "with --freeze_rgb and --teacher_checkpoint"
         )
+    if args.phase == "distill" and not args.use_adaptive_loss:
+        require_metres(args, teacher, measured=labelled.any())
     if teacher is not None and args.init_from and not args.teacher_checkpoint:
         notes.append(
             "warning: --init_from brings the ear alone, and its teacher begins anew; --teacher_checkpoint brings one"
@@ -226,6 +229,13 @@ def check_options(args: argparse.Namespace) -> set[str]:
         raise OptionError("--feature_levels has no effect with --lambda_feature 0")
     if args.fixed_bins and args.lambda_chamfer > 0:
         raise OptionError("--lambda_chamfer has no effect with --fixed_bins: their centres stay where they are")
+    if args.label_fraction == 0:
+        measured = (args.lambda_task, args.task_loss, args.lambda_chamfer or None)
+        for flag, value in zip(("lambda_task", "task_loss", "lambda_chamfer"), measured, strict=True):
+            if value is not None:
+                raise OptionError(f"--{flag} has no effect with --label_fraction 0: there is no measured depth")
+    if args.task_loss is None:
+        args.task_loss = "l1"
     for flag, default in ({"lambda_task": 1.0} | TEACHING).items():
         if getattr(args, flag) is None and not (flag in CURRICULUM and args.use_adaptive_loss):
             setattr(args, flag, default)
@@ -277,6 +287,20 @@ def check_phases(args: argparse.Namespace) -> None:
         raise OptionError(
             "--freeze_rgb needs a teacher that has learnt: train one with --phase teacher and give its best_model.pth "
             "as --teacher_checkpoint, or let --phase all train one first"
+        )
+
+
+def require_metres(args: argparse.Namespace, teacher: DepthModel | None, *, measured: bool) -> None:
+    """Make sure that something tells the student how far things are, with or without pairs that were measured.
+
+    Raises:
+        OptionError: nothing does.
+    """
+    answers = args.lambda_response > 0 or (args.lambda_bin > 0 and teacher is not None and teacher.name != "rgb_depth")
+    if not (measured and args.lambda_task > 0) and not (teacher is not None and answers):
+        raise OptionError(
+            "nothing would teach the student metres: that takes pairs with measured depth (--label_fraction and "
+            "--lambda_task above 0), a teacher's depth (--lambda_response above 0) or its bins (--lambda_bin above 0)"
         )
 
 

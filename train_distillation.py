@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from dataloaders import DepthDataset, create_loader, create_training_data, create_training_split, swap_ears
 from errors import OptionError, run_script
-from models import MODELS, DepthModel, create_model
+from models import MODELS, DepthModel, create_model, options_of
 from models.blocks import EARS
 from training import loop, options
 from training.checkpoint import license_of, load_model, other_axis_of_time, require_entries
@@ -340,7 +339,7 @@ def student_config(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OptionError: a flag that it does not take.
     """
-    taken = inspect.signature(MODELS[args.student_model]).parameters
+    taken = options_of(args.student_model)
     for flag in ("bilinear", "attention_levels", "share_ears", "compress_input"):
         if getattr(args, flag) is not None and flag not in taken:
             raise OptionError(f"--{flag} has no effect on --student_model {args.student_model}")
@@ -355,6 +354,7 @@ def student_config(args: argparse.Namespace) -> dict[str, Any]:
         "bilinear": args.bilinear,
         "attention_levels": args.attention_levels,
         "share_ears": args.share_ears,
+        "min_depth": args.min_depth,
         **hearing,
         "image_size": args.image_size,
     }

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from errors import OptionError
-from training.depth_losses import TASK_LOSSES, masked_mean, masked_median, steps_along
+from training.depth_losses import TASK_LOSSES, masked_difference, masked_mean, masked_median, steps_along
 
 TEMPERATURE = 4.0  # of channel-wise distillation, as in its paper
 UNIT_EPS = 1e-6  # the shortest vector that is brought to unit length
@@ -33,7 +33,7 @@ NEAREST = 0.1  # metres; what is nearer counts as this near, so that a disparity
 
 def mse_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean squared error in square metres over the valid pixels of [B, 1, H, W] maps: [B]."""
-    return masked_mean((prediction.float() - target.float()).square(), valid)
+    return masked_mean(masked_difference(prediction, target, valid).square(), valid)
 
 
 def normalize_disparity(disparity: Tensor, valid: Tensor) -> Tensor:
@@ -488,6 +488,7 @@ def chamfer_loss(centres: Tensor, depth: Tensor, valid: Tensor) -> Tensor:
         valid: bool [B, 1, H, W]; an image without a valid pixel gives 0.
     """
     measured = valid.flatten(1)  # [B, H * W]
+    depth = torch.where(valid, depth, 0.0)  # where not valid it may be NaN
     far = 2 * depth.detach().float().amax() + 2 * centres.detach().float().amax() + 1  # beyond all that is measured
     d = torch.where(measured, depth.float().flatten(1), far)
     ranked = d.sort(dim=1).values

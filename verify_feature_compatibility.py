@@ -6,7 +6,6 @@ Nothing is computed or downloaded: the networks run without data, so this takes 
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dataloaders import AUDIO_FORMATS, audio_channels
 from errors import OptionError, run_script
-from models import MODELS, create_model
+from models import MODELS, create_model, options_of
 from models.depth_anything import ALIASES, PRESETS
 from training import options
 
@@ -65,7 +64,7 @@ def config_of(args: argparse.Namespace, side: str) -> dict[str, Any]:
         OptionError: a flag that this network, or for ``--base_channels`` and ``--audio_format`` neither, has no use
             for.
     """
-    taken = [inspect.signature(MODELS[name]).parameters for name in (args.teacher, args.student)]
+    taken = [options_of(name) for name in (args.teacher, args.student)]
     own = taken[side == "student"]
     if args.base_channels is not None and not any("base_channels" in parameters for parameters in taken):
         raise OptionError(f"--base_channels has no effect on {args.teacher} and {args.student}")
@@ -95,7 +94,7 @@ def measure(name: str, image_size: int, **config: Any) -> Levels:
     Raises:
         OptionError: the model does not take this size.
     """
-    if "image_size" in inspect.signature(MODELS[name]).parameters:
+    if "image_size" in options_of(name):
         config["image_size"] = image_size
     with torch.device("meta"):  # not in the mode below, since timm reads values of what it builds
         model = create_model(name, **config).eval()

@@ -11,7 +11,6 @@ with AdamW) and the largest temporary buffers come on top.
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from errors import run_script
-from models import MODELS, create_model
+from models import create_model, options_of
 from training import options
 
 
@@ -38,7 +37,7 @@ def saved_bytes(name: str, image_size: int = 256, batch_size: int = 1, **config:
         batch_size: images in a step.
         **config: the model's arguments.
     """
-    if "image_size" in inspect.signature(MODELS[name]).parameters:
+    if "image_size" in options_of(name):
         config["image_size"] = image_size
     saved: Counter[str] = Counter()
     model = create_model(name, **config).to(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from errors import OptionError
@@ -36,4 +37,18 @@ def create_model(name: str, **config: Any) -> DepthModel:
     return MODELS[name](**config)
 
 
-__all__ = ["MODELS", "DepthModel", "create_model"]
+def options_of(name: str) -> set[str]:
+    """Return the names of the arguments that :func:`create_model` takes for a model, and those that it hands on."""
+    taken: set[str] = set()
+    for part in MODELS[name].__mro__:
+        if part is DepthModel:
+            break
+        parameters = inspect.signature(vars(part)["__init__"]).parameters.values()
+        handed_on = {parameter.name for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD}
+        taken |= {parameter.name for parameter in parameters} - handed_on - {"self"}
+        if not handed_on:
+            break
+    return taken
+
+
+__all__ = ["MODELS", "DepthModel", "create_model", "options_of"]

@@ -146,9 +146,8 @@ def weights_in(state: Any, path: Path) -> Weights:
     named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not named or not state:
         raise CheckpointError(f"{path}: holds no weights: a dict of tensors, bare or as one of {', '.join(INSIDE)}")
-    for prefix in WRAPPERS:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while prefix := next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state)
 
 

@@ -290,6 +290,18 @@ def test_chamfer_by_hand():
     assert loss.tolist() == pytest.approx([1.5, 0.0], rel=1e-5)
 
 
+@pytest.mark.parametrize("hole", [math.nan, math.inf, 1e6])
+def test_bins_do_not_go_where_a_map_is_not_valid(hole):
+    slopes = []
+    for value in (0.0, hole):
+        centres = torch.tensor([[1.0, 2.0, 4.0]], requires_grad=True)
+        depth = torch.tensor([1.5, value, 3.0])[None, None, None]
+        loss = chamfer_loss(centres, depth, torch.tensor([True, False, True])[None, None, None])
+        loss.sum().backward()
+        slopes.append((loss, centres.grad))
+    assert torch.equal(slopes[0][0], slopes[1][0]) and torch.equal(slopes[0][1], slopes[1][1])
+
+
 @settings(deadline=None, max_examples=30)
 @given(n=st.integers(1, 9), k=st.integers(1, 9), seed=st.integers(0, 999))
 def test_nearest_is_the_nearest(n, k, seed):

@@ -128,8 +128,9 @@ def test_the_blocks_of_a_flat_file_are_no_chunk(weights, tmp_path):
 
 
 @pytest.mark.parametrize("inside", ["model", "state_dict", "model_state_dict"])
-def test_weights_inside_a_checkpoint_are_found(model, weights, tmp_path, inside):
-    path = write({f"module.{key}": value for key, value in weights.items()}, tmp_path / "training.pth", inside)
+@pytest.mark.parametrize("wrapped", ["module.", "module._orig_mod.", "_orig_mod.module."])
+def test_weights_inside_a_checkpoint_are_found(model, weights, tmp_path, inside, wrapped):
+    path = write({f"{wrapped}{key}": value for key, value in weights.items()}, tmp_path / "training.pth", inside)
     assert torch.equal(answers(create_depth_anything_model("tiny", path)), answers(model))
 
 

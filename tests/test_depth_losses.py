@@ -13,6 +13,7 @@ from training.depth_losses import (
     silog_loss,
 )
 from training.task import mean_over_images
+from utils_distillation_loss import mse_loss
 
 
 def maps(*values, grad=False):
@@ -112,6 +113,27 @@ def test_a_perfect_map_has_a_finite_gradient(loss):
     prediction = maps([1.0, 2.0], grad=True)
     loss(prediction, prediction.detach(), torch.ones(1, 1, 1, 2, dtype=torch.bool)).sum().backward()
     assert torch.isfinite(prediction.grad).all()
+
+
+@pytest.mark.parametrize("loss", [*TASK_LOSSES.values(), edge_loss, mse_loss])
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf])
+def test_what_a_map_holds_where_it_is_not_valid_makes_no_difference(loss, junk):
+    valid = torch.tensor([True, True, True, False])[None, None, None]
+    slopes = []
+    for hole in (1.0, junk):
+        prediction = maps([1.0, 2.0, 5.0, 4.0], grad=True)
+        value = loss(prediction, maps([1.5, 2.0, 3.0, hole]), valid)
+        value.sum().backward()
+        slopes.append((value, prediction.grad))
+    assert torch.equal(slopes[0][0], slopes[1][0]) and torch.equal(slopes[0][1], slopes[1][1])
+    assert slopes[0][1].any()
+
+
+def test_smoothness_of_a_single_row_is_that_along_it():
+    row = torch.rand(1, 1, 1, 6) + 1
+    assert edge_aware_smoothness(row).isfinite().all() and edge_aware_smoothness(row).item() > 0
+    assert torch.equal(edge_aware_smoothness(row), edge_aware_smoothness(row.mT))
+    assert edge_aware_smoothness(row[..., :1]).item() == 0
 
 
 def test_holes_teach_nothing():

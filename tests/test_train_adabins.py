@@ -21,6 +21,7 @@ from utils_distillation_loss import BIN_LOSSES, AdaptiveDistillationLoss, Distil
 SMALL = ("--image_size", 32, "--base_channels", 4, "--batch_size", 4, "--num_workers", 0, "--learning_rate", 0.003)
 BINS = ("--n_bins", 8, "--attention_levels", 5)
 TASKS = {"bins": 8, "small": {"base_channels": 4, "n_bins": 8, "max_depth": 12.0}}
+NOTHING = ("--lambda_task", 0, "--lambda_response", 0, "--lambda_bin", 0)
 main = train_adabins_distillation.main
 
 
@@ -360,6 +361,12 @@ def test_a_data_set_without_pictures(tmp_path, run_cli):
         (("--teacher_checkpoint", "nowhere.pth"), "nowhere.pth"),
         (("--use_pretrained_rgb", "nowhere.pth"), "nowhere.pth"),
         (("--n_bins", 1), "--n_bins"),
+        (("--label_fraction", 0, "--lambda_task", 3), "--lambda_task has no effect"),
+        (("--label_fraction", 0, "--task_loss", "silog"), "--task_loss has no effect"),
+        (("--label_fraction", 0, "--lambda_chamfer", 1), "--lambda_chamfer has no effect"),
+        ((*NOTHING, "--lambda_feature", 0, "--lambda_sparse", 0), "nothing would teach the student metres"),
+        (NOTHING, "nothing would teach the student metres"),
+        (("--use_pretrained_rgb", ""), "--use_pretrained_rgb: is empty"),
         (("--phase", "all", "--phase_epochs", "1,2"), "--phase_epochs"),
     ],
 )
@@ -368,6 +375,13 @@ def test_flags_that_are_refused(flags, named, rooms, tmp_path, run_cli):
     assert code == 2
     assert named in errors
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_frozen_teacher_that_says_no_depth_is_refused_without_labels(rooms, eye, tmp_path, run_cli):
+    flags = ("--label_fraction", 0, "--freeze_rgb", "--teacher_checkpoint", eye, "--nb_epochs", 1)
+    code, _, errors = run_cli(main, *arguments(rooms, tmp_path, *flags, "--lambda_response", 0, "--lambda_bin", 0))
+    assert code == 2 and "nothing would teach the student metres" in errors
+    assert run_cli(main, *arguments(rooms, tmp_path, *flags, "--lambda_response", 0))[0] == 0, "its bins do"
 
 
 def test_a_teacher_of_other_bins_is_refused_where_bins_are_compared_slot_by_slot(rooms, eye, tmp_path, run_cli):

@@ -234,6 +234,16 @@ def test_the_distance_is_from_the_networks_by_their_shares():
     assert torch.allclose(distance, 0.7 * one + 0.3 * two, rtol=1e-5)
 
 
+def test_a_teacher_that_answers_no_number_is_at_no_distance_and_stops_a_step():
+    """Of measured depth an image without one teaches nothing; a network has to answer."""
+    task = a_task(1, [1], measured=False)
+    assert task.distance(a_batch()).isfinite().all()
+    for parameter in task.teacher0.model.parameters():
+        parameter.data.fill_(torch.nan)
+    assert task.distance(a_batch()).isnan().all()
+    assert task(a_batch(), 0.0)["loss"].isnan()
+
+
 # --------------------------------------------------------------------------------------------------------------- script
 
 

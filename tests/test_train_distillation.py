@@ -485,6 +485,15 @@ def test_the_flags_of_the_student_arrive(rooms, teacher, tmp_path, run_cli):
     assert config["bilinear"] is False
 
 
+def test_the_flags_of_a_student_with_bins_arrive(rooms, teacher, tmp_path, run_cli):
+    flags = ("--nb_epochs", 1, "--limit_train_batches", 1, "--student_model", "adabins_audio", "--no-bilinear")
+    flags += ("--min_depth", 0.5, "--attention_levels", 5, "--limit_val_batches", 1)
+    code, _, errors = run_cli(train_distillation.main, *arguments(rooms, tmp_path, teacher, *flags))
+    assert (code, errors) == (0, "")
+    config = load_checkpoint(tmp_path / "checkpoints/e/last.pth")["model"]["config"]
+    assert (config["min_depth"], config["bilinear"], config["attention_levels"]) == (0.5, False, [5])
+
+
 def test_what_was_taught_without_a_label_is_scored(rooms, teacher, tmp_path, run_cli):
     flags = ("--nb_epochs", 1, "--limit_train_batches", 1, "--label_fraction", 0)
     assert run_cli(train_distillation.main, *arguments(rooms, tmp_path, teacher, *flags))[0] == 0
@@ -631,6 +640,28 @@ def test_pairs_of_picture_and_echo_are_enough(tmp_path, teacher, run_cli):
     assert ("validation distance from the teacher", f"{min(distances):.3f} m") in open_network(path).facts
     code, _, errors = run_cli(evaluate.main, "--checkpoint", path, "--num_workers", 0, "--output_dir", tmp_path)
     assert code == 2 and "not one of the 3 test pairs has a valid depth pixel" in errors
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_teacher_that_answers_no_number_ends_the_run(rooms, teacher, tmp_path, run_cli, labels):
+    """A student would be at no distance from it, and the best there is."""
+    broken = torch.load(teacher, weights_only=True)
+    broken["model_state_dict"]["head.project.weight"].fill_(torch.nan)
+    torch.save(broken, tmp_path / "broken.pth")
+    data = () if labels else ("--label_fraction", 0, *without_depth(tmp_path / "data"))
+    flags = (*arguments(rooms, tmp_path, tmp_path / "broken.pth", "--nb_epochs", 1), *data)
+    code, _, errors = run_cli(train_distillation.main, *flags)
+    assert code == 2 and "not a number at step 1" in errors
+    assert not list((tmp_path / "checkpoints").rglob("*.pth"))
+
+
+def test_the_distance_from_no_number_is_none():
+    student, eye = models()
+    task = DistillationTask(student, eye, ResponseDistillation("l1"))
+    batch = {"audio": torch.rand(2, 2, 32, 32), "rgb": torch.rand(2, 3, 32, 32)}
+    assert task.distance(batch).isfinite().all()
+    torch.nn.init.constant_(eye.head.project.weight, torch.nan)
+    assert task.distance(batch).isnan().all()
 
 
 def test_a_teacher_of_disparities_cannot_compare_epochs_in_metres(tmp_path, run_cli):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -544,6 +545,8 @@ def test_pictures_without_depth(tmp_path, run_cli):
         (("--checkpoints", 3), "checkpoint_0003.pth"),
         (("--resume",), "last.pth"),
         (("--init_from", "nobody"), "nobody"),
+        (("--checkpoints", "."), "--checkpoints . is a folder"),
+        (("--num_nodes", 2), "--num_nodes 2: nobody has told this process of the other machines"),
         (("--label_fraction", 0), "label"),
     ],
 )
@@ -554,12 +557,43 @@ def test_flags_that_cannot_be_honoured(rooms, tmp_path, run_cli, flags, named):
 
 @pytest.mark.parametrize("flags", [("--nb_epochs", "0"), ("--learning_rate", "nan"), ("--label_fraction", "1.5"),
                                    ("--batch", "4"), ("--gpu_ids", "0,0"), ("--resume", "--overwrite"),
-                                   ("--image_size", "64.5"), ("--learning_rate", "fast")])  # fmt: skip
+                                   ("--image_size", "64.5"), ("--learning_rate", "fast"), ("--init_from", ""),
+                                   ("--checkpoints", "")])  # fmt: skip
 def test_argument_errors_keep_argparses_form(run_cli, flags):
     code, _, errors = run_cli(train_rgb_depth.main, *flags)
     assert code == 2
     assert errors.startswith("usage: train_rgb_depth.py")
     assert "invalid" not in errors, "which names a function"
+
+
+@pytest.mark.parametrize("flag", ["--init_from", "--experiment_name", "--output_dir"])
+def test_a_name_that_is_too_long_is_one_line(rooms, tmp_path, flag):
+    command = [sys.executable, REPOSITORY / "train_rgb_depth.py", *arguments(rooms, tmp_path), flag, "a" * 300]
+    ended = subprocess.run([f"{word}" for word in command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr and ended.stderr.count("\n") == 1
+    assert "takes no name as long as that" in ended.stderr or "File name too long" in ended.stderr
+
+
+@pytest.mark.parametrize(("content", "named"), [(b"garbage,\xff\n1,2\n", "no text"), (b"a,b\n1,2\n", "without epoch")])
+@pytest.mark.parametrize("name", ["results/e/metrics.csv", "logs/e/steps.csv"])
+def test_a_table_that_was_spoilt_is_named_on_resuming(rooms, unbroken, tmp_path, run_cli, name, content, named):
+    shutil.copytree(unbroken, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_bytes(content)
+    code, _, errors = run_cli(
+        train_rgb_depth.main, *arguments(rooms, tmp_path / "copy", "--resume", "--nb_epochs", 5, "--augment")
+    )
+    assert code == 2 and named in errors and name in errors
+
+
+def test_steps_of_an_epoch_that_is_done_stay_whatever_the_batch_was(rooms, tmp_path, run_cli):
+    for batch, last in ((2, 1), (7, 2), (7, 3)):
+        start = ("--resume",) if last > 1 else ()
+        flags = ("--nb_epochs", 3, "--batch_size", batch, "--stop_after_epoch", last, *start)
+        assert run_cli(train_rgb_depth.main, *arguments(rooms, tmp_path, *flags))[0] == 0
+    with (tmp_path / "logs/e/steps.csv").open(newline="") as file:
+        epochs = [int(row["epoch"]) for row in csv.DictReader(file)]
+    assert epochs == [1] * 6 + [2] + [3]
 
 
 def test_a_checkpoint_of_another_shape(rooms, unbroken, run_cli):

@@ -31,9 +31,14 @@ def masked_median(x: Tensor, valid: Tensor) -> Tensor:
     return torch.where(count > 0, median, 0.0)[:, :, None, None]
 
 
+def masked_difference(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Return prediction - target in float32, 0 where not valid: there either may be NaN, as may its slope."""
+    return torch.where(valid, prediction.float() - target.float(), 0.0)
+
+
 def l1_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean absolute error in metres over the valid pixels of [B, 1, H, W] maps: [B]."""
-    return masked_mean((prediction.float() - target.float()).abs(), valid)
+    return masked_mean(masked_difference(prediction, target, valid).abs(), valid)
 
 
 def rmse_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -43,7 +48,7 @@ def rmse_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     the median, and this one with what lies between, the mean. An epsilon inside the root keeps the gradient finite; its
     root is subtracted, so that identical maps give 0.
     """
-    squared = masked_mean((prediction.float() - target.float()).square(), valid)
+    squared = masked_mean(masked_difference(prediction, target, valid).square(), valid)
     return (squared + RMSE_EPS).sqrt() - RMSE_EPS**0.5
 
 
@@ -82,7 +87,7 @@ def edge_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         target: depth [B, 1, H, W] in metres.
         valid: bool [B, 1, H, W].
     """
-    error = prediction.float() - target.float()
+    error = masked_difference(prediction, target, valid)
     total = torch.zeros(len(error), device=error.device)
     for axis in (2, 3):
         step, both = steps_along(error, valid, axis)
@@ -132,7 +137,7 @@ def edge_aware_smoothness(depth: Tensor, image: Tensor | None = None) -> Tensor:
     depth = depth.float()
     relative = depth / depth.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
     total = torch.zeros(len(depth), device=depth.device)
-    for axis in (2, 3):
+    for axis in (axis for axis in (2, 3) if depth.shape[axis] > 1):
         step = relative.diff(dim=axis).abs()  # [B, 1, H-1, W] or [B, 1, H, W-1]
         if image is not None:
             step = step * torch.exp(-image.float().diff(dim=axis).abs().mean(dim=1, keepdim=True))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch import nn
 
 from errors import OptionError
@@ -70,6 +70,11 @@ def create_fabric(args: argparse.Namespace, *, rests: bool = False) -> Fabric:
             environment.validate_settings(processes // nodes, nodes)
     except (ValueError, RuntimeError) as error:  # of a SLURM job that has other nodes or tasks
         raise OptionError(f"--num_nodes {nodes}, {processes // nodes} process(es) on each: {error}") from error
+    if nodes > 1 and type(environment) is LightningEnvironment and "MASTER_ADDR" not in os.environ:
+        raise OptionError(  # it would wait for them for ever
+            f"--num_nodes {nodes}: nobody has told this process of the other machines; start the script by torchrun or "
+            "srun on each (docs/SEVERAL_GPUS.md)"
+        )
     if managed and processes != (tasks := environment.world_size() if STEP in os.environ else 1):
         raise OptionError(
             f"the flags ask for {processes} processes, and SLURM has started {tasks}: in a job of that many tasks "

@@ -93,6 +93,8 @@ class Experiment:
             at_last = not path.is_file() and last.is_file() and load_checkpoint(last)["epoch"] == int(epoch_or_file)
             return last if at_last else path
         path = Path(epoch_or_file)
+        if path.is_dir():
+            raise OptionError(f"--checkpoints {path} is a folder; name one of its files, or an epoch")
         if self.holds_results() and path.resolve().parent != self.checkpoints.resolve():
             raise OptionError(
                 f"--checkpoints {path} is not of the experiment in {self.checkpoints}; choose another --experiment_name"

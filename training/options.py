@@ -73,6 +73,13 @@ def fraction(text: str) -> float:
     return _number(float, text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
+def some_text(text: str) -> str:
+    """Take a text that says something: a variable of the shell that was never set is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; say what is meant, or leave the flag out")
+    return text
+
+
 def gpu_list(text: str) -> list[int]:
     """Parse ``0,1,3`` into different device numbers."""
     ids = [non_negative_int(part) for part in text.split(",")]
@@ -329,9 +336,13 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, wandb_project: st
         "--save_frequency", type=positive_int, default=2, metavar="N", help="epochs between checkpoints and pictures"
     )
     start = group.add_mutually_exclusive_group()
-    start.add_argument("--checkpoints", metavar="EPOCH|FILE", help="resume from that epoch's checkpoint")
+    start.add_argument(
+        "--checkpoints", type=some_text, metavar="EPOCH|FILE", help="resume from that epoch's checkpoint"
+    )
     start.add_argument("--resume", action="store_true", help="resume from last.pth")
-    start.add_argument("--init_from", metavar="NAME|FILE", help="take an experiment's weights and start at epoch 0")
+    start.add_argument(
+        "--init_from", type=some_text, metavar="NAME|FILE", help="take an experiment's weights and start at epoch 0"
+    )
     start.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
     group.add_argument("--use_wandb", action="store_true", help="log to Weights & Biases (WANDB_MODE=offline works)")
     group.add_argument("--wandb_project", default=wandb_project, metavar="NAME", help="its project")

@@ -24,7 +24,6 @@ class RunLog:
         results: folder of ``metrics.csv``, one row per epoch.
         logs: folder of ``console.log`` and ``steps.csv``, one row per step.
         epoch: the last epoch that is done; later rows, left by a run that was stopped, are dropped.
-        step: the last step that is done, likewise.
         enabled: False on all processes but the first.
 
     Raises:
@@ -32,13 +31,13 @@ class RunLog:
         DataError: a table holds what is no number.
     """
 
-    def __init__(self, results: Path, logs: Path, *, epoch: int = 0, step: int = 0, enabled: bool = True) -> None:
+    def __init__(self, results: Path, logs: Path, *, epoch: int = 0, enabled: bool = True) -> None:
         self.enabled = enabled
         self._wandb: Any = None
         if not enabled:
             return
         self._metrics = Table(results / "metrics.csv", "epoch", epoch)
-        self._steps = Table(logs / "steps.csv", "step", step)
+        self._steps = Table(logs / "steps.csv", "epoch", epoch)  # epochs may have had other numbers of steps before
         self._said = logs / "console.log"
         with writing(self._said):
             self._console = self._said.open("a", encoding="utf-8", buffering=1)
@@ -139,7 +138,7 @@ class Table:
 
     Args:
         path: the file.
-        key: the column that counts up.
+        key: a column that counts up.
         last: rows beyond this count are dropped, all of them at 0.
 
     Raises:
@@ -149,7 +148,10 @@ class Table:
 
     def __init__(self, path: Path, key: str, last: int) -> None:
         self.path = path
-        rows = [row for row in self.read() if row[key] <= last]
+        kept = self.read()
+        if any(key not in row for row in kept):
+            raise DataError(f"{path} has rows without {key}; mend it, or delete it")
+        rows = [row for row in kept if row[key] <= last]
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
         self._rewrite(rows)
 
@@ -185,8 +187,11 @@ def read_csv(path: Path) -> list[Row]:
     Raises:
         DataError: a cell of another row is no number.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        whole = [line for line in file if line.endswith("\n")]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            whole = [line for line in file if line.endswith("\n")]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text ({error}); mend it, or delete it") from error
     rows = []
     for number, row in enumerate(csv.DictReader(whole), start=1):
         try:

@@ -191,7 +191,6 @@ def run_training(
         experiment.results,
         experiment.logs,
         epoch=progress.epoch,
-        step=progress.step,
         enabled=fabric.is_global_zero,
     )
     if not (experiment.checkpoints / "best_model.pth").is_file():

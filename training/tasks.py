@@ -26,6 +26,15 @@ from utils_distillation_loss import (
 RAMP = 0.2  # of the training: until then, ramped terms grow from 0 to their weights
 
 
+def unanswered(taught: Tensor) -> Tensor:
+    """Return NaN for each image of which a network's map [B, 1, H, W] holds no number at all, else 0: [B].
+
+    Single pixels may be without an answer. A teacher that answers nothing is broken, and a student would be at no
+    distance from it: the NaN stops the run (``training.loop.NotANumberGuard``).
+    """
+    return torch.where(taught.isfinite().flatten(1).any(dim=1), 0.0, torch.nan)
+
+
 class SupervisedDepthTask(Task):
     """Metric depth from what the student takes, against measured depth.
 
@@ -188,7 +197,7 @@ class DistillationTask(Task):
         parts = {
             "task": mean_over_images(measured, labelled),
             "labelled": mean_over_images(labelled.float()),
-            "response": mean_over_images(self.response(depth, taught)),
+            "response": mean_over_images(self.response(depth, taught) + unanswered(taught)),
         }
         if matched:
             parts |= {"feature": torch.stack(list(matched.values())).sum(), **matched}
@@ -209,7 +218,8 @@ class DistillationTask(Task):
     def distance(self, batch: Batch) -> Tensor:
         """Return how far the student is from a teacher that gives metres, the mean over the pixels in metres: [B]."""
         metres = ResponseDistillation("l1", max_depth=self.response.max_depth)
-        return metres(self.student(*model_inputs(self.student, batch)), self.teacher(batch))
+        taught = self.teacher(batch)
+        return metres(self.student(*model_inputs(self.student, batch)), taught) + unanswered(taught)
 
 
 class AdaBinsDistillationTask(Task):
@@ -429,18 +439,20 @@ class DisparityDistillationTask(Task):
         disparity, features = self.student(*model_inputs(self.student, batch), return_features=True)
         counted = torch.ones(len(disparity), dtype=torch.bool, device=disparity.device)
         weight: Tensor | float = 1.0
+        broken: Tensor | float = 0.0
         if isinstance(teacher, MeasuredDisparity):
             counted, weight = images_with(valid_pixels(batch["depth"])), label_weight(batch)  # [B]
             terms = loss(disparity, teacher(batch))
         elif self.cache is not None:
-            answer = self.cache.answer(batch["index"], lambda: self.ask(teacher, batch)[0], disparity.device)
-            terms = loss(disparity, answer)
+            taught = self.cache.answer(batch["index"], lambda: self.ask(teacher, batch)[0], disparity.device)
+            terms = loss(disparity, taught)
         else:
             taught, closer, seen = self.ask(teacher, batch)
             local = (disparity, closer, batch["boxes"]) if closer.shape[1] else None
+            broken = unanswered(taught).mean()
             terms = loss(disparity, taught, local=local, tokens=(features["t4"], seen))
         means = {term: mean_over_images(value, counted) for term, value in terms.items()}
-        total = torch.stack([loss.weights[term] * mean for term, mean in means.items()]).sum() * weight
+        total = torch.stack([loss.weights[term] * mean for term, mean in means.items()]).sum() * weight + broken
         # Every term in every step, since the log has a column for each; one that this teacher lacks counts no image.
         images = count_images(counted)
         parts = {term: means.get(term, torch.zeros_like(total)) for term in self.terms}
@@ -462,7 +474,8 @@ class DisparityDistillationTask(Task):
             loss: Any = self.losses[number]
             if not isinstance(teacher, MeasuredDisparity):
                 taught, _, _ = self.ask(teacher, {"rgb": batch["rgb"]})
-                total, weight = total + share * loss.shared_view(disparity, taught), weight + share
+                apart = loss.shared_view(disparity, taught) + unanswered(taught)
+                total, weight = total + share * apart, weight + share
         return total / weight
 
     def ask(self, teacher: Guest, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
