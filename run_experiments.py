@@ -1,6 +1,6 @@
 """Run a suite of trainings with seeds and controls, and report what came out.
 
-    python run_experiments.py smoke                   a minute or two: does it all work?
+    python run_experiments.py smoke --seeds 0         a few rooms, a minute or two: does it all work?
     python run_experiments.py ladder --preset cpu     what each part of the teaching adds
     python run_experiments.py labels                  how many labels the teaching replaces
     python run_experiments.py pairs                   more pairs of picture and echo than have depth
@@ -42,6 +42,7 @@ from simulation.rooms import KINDS
 from training import options
 from training.files import writing
 
+SMOKE_ROOMS = {"train": 24, "val": 8, "test": 8, "image_size": 32, "seed": 0}
 NEEDED = {"audio", "depth"}  # without pictures the rows that learn from them fail at their start, the others do not
 # Rooms beside the simulated ones: what their folder's name ends in, how many times as many, and how far on their seed.
 # A teacher has all labels of the first, nobody has one of the second.
@@ -122,11 +123,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.report is not None and not options.is_folder_name(args.report):
         raise OptionError(f"--report {args.report!r} must be the name of a folder, not a path")
     refuse_idle(args)
+    smoke = args.suite == "smoke"
     args.seeds = list(dict.fromkeys(args.seeds))
-    name = "smoke" if args.suite == "smoke" else args.preset or "cpu"
-    preset = SMOKE if args.suite == "smoke" else PRESETS[name]
+    name = "smoke" if smoke else args.preset or "cpu"
+    preset = SMOKE if smoke else PRESETS[name]
     args.output_dir = (args.output_dir or Path("runs") / name).resolve()
+    few_rooms = smoke and args.dataset == "simulated" and args.dataset_dir is None
     args.dataset_dir = Path(args.dataset_dir or DEFAULT_DIRS[args.dataset]).resolve()
+    if few_rooms:
+        args.dataset_dir = args.dataset_dir.with_name(f"{args.dataset_dir.name}Smoke")
+        if not args.report_only:
+            simulate(simulation_command(args.dataset_dir, **SMOKE_ROOMS), planned=args.dry_run)
     setting = create_setting(args, preset)
     further = plan_further_rooms(args)
     if further:
@@ -252,7 +259,7 @@ def create_setting(args: argparse.Namespace, preset: Any) -> Setting:
             open_data(args, *test, "test", modalities=NEEDED)
     return Setting(
         preset,
-        steps=max(1, pairs_there // batch),
+        steps=min(max(1, pairs_there // batch), preset.most_steps),
         other_data=data_flags(args.dataset, other) if other else None,
         more_pairs=f"{pairs.resolve()}" if pairs else None,
         other_location=location,
@@ -309,9 +316,9 @@ def plan_further_rooms(args: argparse.Namespace) -> list[tuple[Path, list[str]]]
     planned = []
     for name, times, seeds_on in FURTHER_ROOMS:
         folder = rooms.with_name(rooms.name + name)
-        command = ["simulate_rooms.py", "--output", f"{folder}", "--train", f"{times * settings['train']}"]
-        command += ["--val", f"{settings['val']}", "--test", "0", "--image_size", f"{settings['image_size']}"]
-        planned.append((folder, [*command, "--seed", f"{settings['seed'] + seeds_on}"]))
+        like = {"train": times * settings["train"], "val": settings["val"], "test": 0}
+        like |= {"image_size": settings["image_size"], "seed": settings["seed"] + seeds_on}
+        planned.append((folder, simulation_command(folder, **like)))
     return planned
 
 
@@ -323,13 +330,25 @@ def simulate_further_rooms(further: Sequence[tuple[Path, list[str]]], runs: Sequ
     """
     named = {flag for run in runs for flag in (*run.command, *(run.data or ()))}
     for folder, command in further:
-        if f"{folder}" not in named:
-            continue
-        print(f"python {shlex.join(command)}", flush=True)
-        if planned:
-            continue
-        if subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode:
-            raise DataError(f"further rooms could not be simulated in {folder} (see above); move away what is there")
+        if f"{folder}" in named:
+            simulate(command, planned=planned)
+
+
+def simulation_command(folder: Path, **settings: int) -> list[str]:
+    """Return the command that simulates rooms of some settings."""
+    flags = [word for name, value in settings.items() for word in (f"--{name}", f"{value}")]
+    return ["simulate_rooms.py", "--output", f"{folder}", *flags]
+
+
+def simulate(command: Sequence[str], *, planned: bool) -> None:
+    """Simulate rooms, unless they are there; or only say how, if that is planned.
+
+    Raises:
+        DataError: they cannot be simulated.
+    """
+    print(f"python {shlex.join(command)}", flush=True)
+    if not planned and subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False).returncode:
+        raise DataError(f"rooms could not be simulated (see above: {shlex.join(command)}); move away what is there")
 
 
 def last_location(args: argparse.Namespace, locations: Sequence[str], unwritten: bool) -> str:

@@ -23,7 +23,7 @@ from typing import TextIO, TypeVar
 from errors import PARENT, CheckpointError, UserError
 from experiments.settings import Settings, differences, placed, settings_in, settings_of
 from training.checkpoint import load_checkpoint
-from training.files import write_whole
+from training.files import claim, write_whole
 from training.machine import count_cores
 
 ANEW, BEGUN = "anew", "begun"  # in the place of the seconds: from nothing, or of a training that goes on
@@ -281,6 +281,15 @@ class Runner:
         from nothing, and the command in ``logs/<folder>.command``: what is there of another one, on other data for
         example, is not taken for it, nor what was trained under other defaults.
         """
+        kept, _ = self.kept_command(run, seed)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        claimed = claim(kept.with_name(f".{run.folder(seed)}.lock"))
+        if claimed is None:  # whose command and log these are
+            return "another process trains it"
+        with claimed:
+            return self._train(run, seed)
+
+    def _train(self, run: Run, seed: int) -> str | None:
         done, why = self.look_up(run, seed)
         if why:
             return why
@@ -289,7 +298,6 @@ class Runner:
         command = self.command(run, seed, done)
         kept, asked = self.kept_command(run, seed)
         log = kept.with_suffix(".txt")
-        log.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(kept) as file:
             file.write(shlex.join(asked).encode())
         self.say(f"python {shlex.join(command)}")

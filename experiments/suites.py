@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -71,6 +72,7 @@ class Preset:
         short: of ``tune``; ``budget`` has rows of so many, too.
         teacher_epochs: of a teacher at least, by optimiser; one that trains its students for longer has as many.
         n_bins: of AdaBins.
+        most_steps: of an epoch, however many pairs there are.
         audio_format: of the student.
         scaling: of the student's scenes in training. AdaBins' own rows have neither this nor the student's rate.
     """
@@ -89,6 +91,7 @@ class Preset:
     short: int
     teacher_epochs: dict[str, int]
     n_bins: int = 128
+    most_steps: int = sys.maxsize
     wide_unet: tuple[str, ...] = ()
     audio_format: tuple[str, ...] = ("--audio_format", "interaural")
     scaling: tuple[str, ...] = ("--augment_scale", "0.2")
@@ -175,6 +178,7 @@ SMOKE = Preset(
     short=2,
     teacher_epochs={"AdamW": 2, "Muon": 2},
     n_bins=8,
+    most_steps=6,
 )
 
 

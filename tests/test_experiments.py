@@ -271,6 +271,36 @@ def test_records_in_a_folder_that_cannot_be_written_are_reported(tmp_path, rooms
     assert asked and kept not in asked, "all are known"
 
 
+def test_smoke_has_a_few_rooms_of_its_own_and_short_epochs(rooms, tmp_path, monkeypatch, run_cli):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_cli(run_experiments.main, "smoke", "--dry_run")
+    assert code == 0, err
+    assert f"simulate_rooms.py --output {tmp_path}/data/SimulatedRoomsSmoke --train 24 --val 8 --test 8" in out
+    assert "--steps_per_epoch 6" in out
+    assert not (tmp_path / "data").exists()
+    out = run_cli(run_experiments.main, "smoke", "--dry_run", "--dataset_dir", rooms)[1]
+    assert "simulate_rooms.py" not in out and "--steps_per_epoch 3" in out
+
+
+def test_what_another_process_trains_keeps_its_command_log_and_time(tmp_path):
+    """Two of one folder: the second would begin them anew, and the first be taken for its own training."""
+    run = Run("a", ("-c", "import time; print('begun', flush=True); time.sleep(60)"), 1)
+    runner = Runner(tmp_path, ())
+    (tmp_path / "logs").mkdir()
+    held = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time; from training.files import claim; from pathlib import Path\n"
+         "kept = claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)", tmp_path / "logs/.a_seed0.lock"],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert held.stdout.readline() == "held\n"
+        assert runner.train(run, 0) == "another process trains it"
+        assert [path.name for path in (tmp_path / "logs").iterdir()] == [".a_seed0.lock"]
+    finally:
+        held.kill()
+        held.wait()
+
+
 def test_what_one_row_raises_stops_no_other(tmp_path, monkeypatch):
     """Its log cannot be written, its record finds the disk full."""
 
