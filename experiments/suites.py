@@ -441,6 +441,7 @@ def ladder(setting: Setting) -> Suite:
 ALONE, UNET = "student alone", "U-Net"
 RGB, OTHER_RGB, OTHER_FUSION = "RGB teacher, same labels", "RGB teacher, other rooms", "fusion teacher, other rooms"
 BY_OTHER_RGB = "depth distillation by RGB of other rooms"  # the same, as a row's name says it
+BY_OTHER_FUSION = "depth distillation by fusion of other rooms"
 
 
 def labels(setting: Setting) -> Suite:
@@ -489,8 +490,7 @@ def methods_of_labels(make: Rows, fraction: float) -> dict[str, Run]:
     if other is not None:
         runs[OTHER_RGB] = make.taught(BY_OTHER_RGB, fraction=fraction, teacher=other, asks_once=True)
     if fusion is not None and fraction in (0, 0.1):
-        what = "depth distillation by fusion of other rooms"
-        runs[OTHER_FUSION] = make.taught(what, fraction=fraction, teacher=fusion, asks_once=True)
+        runs[OTHER_FUSION] = make.taught(BY_OTHER_FUSION, fraction=fraction, teacher=fusion, asks_once=True)
     if fraction in (0.1, 1):
         runs[UNET] = make.unet(fraction=fraction)
     return runs
@@ -499,25 +499,27 @@ def methods_of_labels(make: Rows, fraction: float) -> dict[str, Run]:
 def pairs(setting: Setting) -> Suite:
     """More pairs of picture and echo for a taught student, beside no label, few and all."""
     make = setting.rows(setting.preset.labels)
-    rows: list[Run] = []
+    further = ("--pairs_dir", f"{setting.more_pairs}")
+    alone = {fraction: make.audio(fraction) for fraction in (0.1, 1.0)}
+    rows = [*alone.values()]
     control: dict[str, str] = {}
     comparisons: list[tuple[str, str]] = []
+    gaps: list[tuple[str, str, str]] = []
     for fraction in (0.0, 0.1, 1.0):
-        teacher = None if fraction else make.other_teacher()
-        if not (fraction or teacher):
-            continue  # nobody learns without a label
-        what = BY_OTHER_RGB if teacher else "depth distillation"
-        fewer = make.taught(what, fraction=fraction, teacher=teacher, asks_once=True)
-        further = ("--pairs_dir", f"{setting.more_pairs}")
-        more = make.taught(f"{what}, more pairs", *further, fraction=fraction, teacher=teacher, asks_once=True)
-        rows += [fewer, more]
-        control[more.name] = fewer.name
-        if fraction:
-            alone = make.audio(fraction)
-            rows.append(alone)
-            control[fewer.name] = alone.name
-            comparisons.append((more.name, alone.name))
-    return Suite("More pairs of picture and echo than have depth", rows, control, comparisons=comparisons)
+        without = alone.get(fraction, alone[1.0])  # a student without a label is held against one that had them all
+        teachers: list[tuple[str, Run | None]] = [("depth distillation", None)] if fraction else []
+        if fraction < 1:
+            of_others = ((BY_OTHER_RGB, make.other_teacher()), (BY_OTHER_FUSION, make.other_fusion()))
+            teachers += [(what, teacher) for what, teacher in of_others if teacher is not None]
+        for what, teacher in teachers:
+            fewer = make.taught(what, fraction=fraction, teacher=teacher, asks_once=True)
+            more = make.taught(f"{what}, more pairs", *further, fraction=fraction, teacher=teacher, asks_once=True)
+            rows += [fewer, more]
+            control |= {fewer.name: without.name, more.name: fewer.name}
+            comparisons.append((more.name, without.name))
+            if without is not alone[1.0]:
+                gaps += [(without.name, run.name, alone[1.0].name) for run in (fewer, more)]
+    return Suite("More pairs of picture and echo than have depth", rows, control, comparisons=comparisons, gaps=gaps)
 
 
 def ablation(setting: Setting) -> Suite:

@@ -757,7 +757,7 @@ def test_teachers_of_other_rooms_alone_are_tested_where_all_are(tmp_path, rooms)
     assert names == create_dataset("simulated", rooms, "test", 32, modalities={"depth"}).ids
 
 
-@pytest.mark.parametrize(("name", "students"), [("labels", 11), ("pairs", 6)])
+@pytest.mark.parametrize(("name", "students"), [("labels", 11), ("pairs", 12)])
 def test_a_teacher_that_is_asked_once_is_asked_for_all_whom_it_teaches(tmp_path, name, students):
     runner = Runner(tmp_path, ("--dataset", "simulated"))
     taught = [row for row in SUITES[name](SETTING).rows if row.teacher]
