@@ -234,9 +234,7 @@ def check_options(args: argparse.Namespace) -> set[str]:
         for flag, value in zip(("lambda_task", "task_loss", "lambda_chamfer"), measured, strict=True):
             if value is not None:
                 raise OptionError(f"--{flag} has no effect with --label_fraction 0: there is no measured depth")
-    if args.task_loss is None:
-        args.task_loss = "l1"
-    for flag, default in ({"lambda_task": 1.0} | TEACHING).items():
+    for flag, default in ({"lambda_task": 1.0, "task_loss": "l1"} | TEACHING).items():
         if getattr(args, flag) is None and not (flag in CURRICULUM and args.use_adaptive_loss):
             setattr(args, flag, default)
     known = [f"x{i}" for i in range(1, 6)] + [f"d{i}" for i in range(1, 5)]

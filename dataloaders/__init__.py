@@ -188,11 +188,10 @@ def create_training_split(
     if pairs_dir is None:
         return train
     require_data(pairs_dir, PAIRS_FLAG)
-    # Without depth, neither its files nor its columns are looked for.
     others = {**dataset, "dataset_dir": pairs_dir, "holdout_location": None, "label_fraction": 0.0, "split": "train"}
-    more = create_dataset(**others, modalities=set(modalities) - {"depth"})
+    others["modalities"] = set(modalities) - {"depth"}  # neither its files nor its columns are looked for
+    more = create_dataset(**others)
     held = location_names(dataset.get("holdout_location") or "") & set(more.known_locations())
     if held:  # a place that is held out is not learnt from these pairs either
-        others["holdout_location"] = ",".join(sorted(held))
-        more = create_dataset(**others, modalities=set(modalities) - {"depth"})
+        more = create_dataset(**{**others, "holdout_location": ",".join(sorted(held))})
     return WithMorePairs(train, more)

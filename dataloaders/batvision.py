@@ -104,8 +104,8 @@ class BatVisionV2(BatVision):
         return any("audio file name" in head.lower().replace("_", " ") for head in heads)
 
     def find_rows(self) -> list[Row]:
-        self._locations = frozenset(self.known_locations())
-        tables = [Path(self.dataset_dir, location, f"{self.split}.csv") for location in sorted(self._locations)]
+        self._locations = self.known_locations()
+        tables = [Path(self.dataset_dir, location, f"{self.split}.csv") for location in self._locations]
         tables = [path for path in tables if path.is_file()]
         if not tables:
             refuse_location(Path(self.dataset_dir))

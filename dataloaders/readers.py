@@ -134,16 +134,15 @@ def _refuse_truncated(path: Source) -> None:
 
 def _announced_bytes(header: bytes) -> int:
     """Return how long a file of sound is by its first 28 bytes; 0 where they do not say."""
-    layouts = {b"RIFF": ("<I", 4), b"RIFX": (">I", 4), b"FORM": (">I", 4), b"RF64": ("<Q", 20), b"riff": ("<Q", 16)}
-    kind = header[:4]
-    if kind == b".snd":  # AU: where the sound begins, and how long it is
-        begins, rest = struct.unpack_from(">II", header, 4)
-    elif kind in layouts:
-        (rest,) = struct.unpack_from(layouts[kind][0], header, layouts[kind][1])
-        begins = 0 if kind == b"riff" else 8  # W64 counts its own head
-    else:
+    if header.startswith(b".snd"):  # AU: where the sound begins, and how long it is
+        return sum(struct.unpack_from(">II", header, 4))
+    # How the length is written and where, and how many bytes before it are not counted; the last is W64.
+    layouts = {b"RIFF": ("<I", 4, 8), b"RIFX": (">I", 4, 8), b"FORM": (">I", 4, 8), b"RF64": ("<Q", 20, 8)}
+    layouts[b"riff"] = ("<Q", 16, 0)
+    if header[:4] not in layouts:
         return 0
-    return begins + rest
+    number, place, uncounted = layouts[header[:4]]
+    return uncounted + int(struct.unpack_from(number, header, place)[0])
 
 
 def read_npy(path: str | Path, *, dimensions: int) -> np.ndarray:
@@ -252,10 +251,10 @@ def safe_path(cell: str, where: str) -> str:
     Raises:
         DataError: the path is absolute or climbs with ``..``.
     """
-    absolute = cell.startswith(("/", "\\")) or cell[1:2] == ":"
-    if absolute or (".." in cell and ".." in re.split(r"[/\\]", cell)):
+    path = cell.replace("\\", "/")
+    if path.startswith("/") or path[1:2] == ":" or ".." in path.split("/"):
         raise DataError(f"{where}: the path '{cell}' leaves the data set; write it relative to the data set's folder")
-    return cell.replace("\\", "/")
+    return path
 
 
 class Listing:

@@ -281,9 +281,9 @@ class Runner:
         from nothing, and the command in ``logs/<folder>.command``: what is there of another one, on other data for
         example, is not taken for it, nor what was trained under other defaults.
         """
-        kept, _ = self.kept_command(run, seed)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        claimed = claim(kept.with_name(f".{run.folder(seed)}.lock"))
+        logs = self.output_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        claimed = claim(logs / f".{run.folder(seed)}.lock")
         if claimed is None:  # whose command and log these are
             return "another process trains it"
         with claimed:
